@@ -1,0 +1,225 @@
+"""What every command shares: a typed config from the command line, and one clear line when the input is bad.
+
+    python -m launch.COMMAND [--config configs/NAME.py] [--FIELD.SUBFIELD VALUE ...]
+
+The config is a frozen dataclass, nested as the command needs. A config file is Python with a function
+`get_config()` that returns one. Each field is a flag of its dotted name, with dashes or underscores; tyro
+converts the values and prints the help.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import io
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from nrt_jax.errors import UserError
+from nrt_jax.training.config_io import describe, init_types, is_required, leaf_types
+
+ConfigT = TypeVar("ConfigT")
+
+CONFIGS_FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
+
+_MARKERS = (tyro.conf.FlagConversionOff,)  # a bool takes a value like every other field
+
+
+def run(
+    main: Callable[[ConfigT], Any],
+    config_type: type[ConfigT],
+    prog: str,
+    description: str,
+    *,
+    args: Sequence[str] | None = None,
+) -> None:
+    """Runs a command: parses its config and calls `main` with it; bad input ends in one line and exit code 2.
+
+    Args:
+        main: the command.
+        config_type: its config, a frozen dataclass.
+        prog: how the command is called, such as `python -m launch.train`.
+        description: what it does, for `--help`.
+        args: the command line; `sys.argv[1:]` when None.
+
+    Raises:
+        SystemExit: 2 for bad input, 130 when interrupted, 0 after `--help`.
+    """
+    try:
+        main(parse(config_type, prog, description, args=args))
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def parse(
+    config_type: type[ConfigT], prog: str, description: str, *, args: Sequence[str] | None = None
+) -> ConfigT:
+    """Builds the config: its defaults, or those of the `--config` file, with the flags put over them.
+
+    Raises:
+        UserError: an unknown field, a bad or missing value, or a config file that cannot be used.
+        SystemExit: 0 after `--help`.
+    """
+    flags, wants_help = _split(sys.argv[1:] if args is None else args)
+    config_file = flags.pop("config", None)
+    base = None if config_file is None else load_config(_one_token("config", config_file), config_type)
+    if wants_help:
+        _print_help(config_type, base, prog, description)
+    return _build(config_type, base, _convert(config_type, flags), prefix="")
+
+
+def load_config(name: str, config_type: type[ConfigT]) -> ConfigT:
+    """Loads a config file: a path, or the bare name of a file in `configs/`.
+
+    Raises:
+        UserError: no such file, or one that fails, lacks `get_config()` or returns another type from it.
+    """
+    candidates = [pathlib.Path(name), CONFIGS_FOLDER / f"{name}.py", CONFIGS_FOLDER.parent / name]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        known = sorted(file.stem for file in CONFIGS_FOLDER.glob("[!_]*.py"))
+        raise UserError(f"--config {name}: no such file; expected a Python file or one of {', '.join(known)}")
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if spec is None:
+        raise UserError(f"--config {name}: not a Python file; expected one that defines get_config()")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass defined in the file looks its module up
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(
+                f"--config {name}: no get_config() in it; define one that returns {config_type.__name__}"
+            )
+        config = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config {name}: the file fails with {type(error).__name__}: {error}") from error
+    if not isinstance(config, config_type):
+        found = type(config).__name__
+        raise UserError(
+            f"--config {name}: get_config() returns {found}; this command takes {config_type.__name__}"
+        )
+    return config
+
+
+def _split(args: Sequence[str]) -> tuple[dict[str, list[str]], bool]:
+    """Splits a command line into each flag's values, the last one winning, and whether help is wanted."""
+    flags: dict[str, list[str]] = {}
+    values: list[str] | None = None
+    for token in args:
+        if token in ("-h", "--help"):
+            return flags, True
+        if token.startswith("--"):
+            name, equals, value = token[2:].partition("=")
+            values = flags[name.replace("-", "_")] = [value] if equals else []
+        elif values is None:
+            raise UserError(f"unexpected argument {token!r}; fields are set with --FIELD VALUE")
+        else:
+            values.append(token)
+    return flags, False
+
+
+def _convert(config_type: type, flags: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Turns the flags' words into typed values by dotted field name."""
+    leaves = leaf_types(config_type)
+    for name in flags:
+        if name not in leaves:
+            raise _unknown_field(name, leaves)
+    return {name: _convert_one(name, leaves[name], words) for name, words in flags.items()}
+
+
+def _convert_one(name: str, hint: Any, words: list[str]) -> Any:
+    """Turns the words after one flag into a value of the type `hint`."""
+    if hint is bool:
+        words = [word.capitalize() for word in words] or ["True"]
+    cell = dataclasses.make_dataclass("Cell", [("value", hint)])
+    # One word is joined with "=", which lets it start with a dash.
+    args = [f"--value={words[0]}"] if len(words) == 1 else ["--value", *words]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return tyro.cli(cell, args=args, config=_MARKERS, console_outputs=False).value
+    except SystemExit:
+        found = f"bad value {' '.join(words)!r}" if words else "no value"
+        raise UserError(f"{_flag(name)}: {found}; expected {describe(hint)}") from None
+
+
+def _build(config_type: type, base: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """Builds a config from `base`, or the type's defaults, with `values` put over it in one go.
+
+    In one go, because a config may check that its fields fit each other.
+    """
+    hints = init_types(config_type)
+    fields = {}
+    for field in dataclasses.fields(config_type):
+        name = f"{prefix}{field.name}"
+        if field.name not in hints:
+            continue
+        if name in values:
+            fields[field.name] = values[name]
+        elif dataclasses.is_dataclass(hints[field.name]):
+            inner = _default(field) if base is None else getattr(base, field.name)
+            fields[field.name] = _build(hints[field.name], inner, values, f"{name}.")
+        elif base is not None:
+            fields[field.name] = getattr(base, field.name)
+        elif is_required(field):
+            raise UserError(f"{_flag(name)}: missing; expected {describe(hints[field.name])}")
+    try:
+        return type(base)(**fields) if base is not None else config_type(**fields)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{_flag(prefix.rstrip('.')) if prefix else 'config'}: {error}") from error
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _unknown_field(name: str, leaves: Mapping[str, Any]) -> UserError:
+    """The error for a flag that names no field: the nearest one by its whole name and by its last part."""
+    group = [leaf for leaf in leaves if leaf.startswith(f"{name}.")]
+    if group:
+        return UserError(f"{_flag(name)} is a group of fields; set one of them, such as {_flag(group[0])}")
+
+    def likeness(leaf: str) -> float:
+        pairs = [(name, leaf), (name.rpartition(".")[2], leaf.rpartition(".")[2])]
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs) / 2
+
+    nearest = max([*leaves, "config"], key=likeness)
+    hint = f"did you mean {_flag(nearest)}?" if likeness(nearest) >= 0.6 else "--help lists the fields"
+    return UserError(f"unknown field {_flag(name)}; {hint}")
+
+
+def _one_token(name: str, words: list[str]) -> str:
+    if len(words) != 1:
+        raise UserError(f"{_flag(name)}: {'one value' if words else 'no value'}; expected one file")
+    return words[0]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _print_help(config_type: type, base: Any, prog: str, description: str) -> None:
+    """Prints tyro's help for the typed fields, and exits with code 0."""
+    usage = "Start from a recipe with --config FILE (or the name of one in configs/); flags go over it."
+    default = {} if base is None else {"default": base}
+    tyro.cli(
+        config_type,
+        prog=prog,
+        description=f"{description}\n\n{usage}",
+        args=["--help"],
+        config=_MARKERS,
+        **default,
+    )

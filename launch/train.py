@@ -1,0 +1,38 @@
+"""Train a policy: Native Reasoning Training, or supervised fine-tuning.
+
+    python -m launch.train                                            the embedded model on its built-in task
+    python -m launch.train --model DIR --data FILE.jsonl              your model, your question-answer rows
+    python -m launch.train --config configs/NAME.py --workdir DIR     a recipe; run it again to resume
+"""
+
+import datetime
+from pathlib import Path
+
+from launch import cli
+from nrt_jax.training import loop, setup
+from nrt_jax.training.config import TrainConfig
+
+
+def main(config: TrainConfig) -> None:
+    """Loads, trains, and says what came out and where it is."""
+    prepared = setup.prepare(config)
+    for reason, count in prepared.left_out.items():
+        print(f"left out {count} training rows: {reason}")
+    folder = Path(config.workdir or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    print(
+        f"{config.model}: {prepared.model.config.num_parameters:,} parameters; {config.data}: "
+        f"{len(prepared.train)} training and {len(prepared.held_out)} held-out questions; run folder {folder}"
+    )
+    summary = loop.train(config, prepared, folder)
+    print(
+        f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
+        f"(with an empty trace {summary['accuracy_empty_trace_before']:.3f} -> "
+        f"{summary['accuracy_empty_trace_after']:.3f}) in {summary['seconds']:.0f} s, "
+        f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB\n"
+        f"written to {folder}: hf/ (load it with transformers), checkpoints/, metrics.jsonl, summary.json, "
+        "answers_before.jsonl, answers_after.jsonl, tensorboard/"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, TrainConfig, "python -m launch.train", __doc__)

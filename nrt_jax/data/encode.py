@@ -1,0 +1,150 @@
+"""Text to token ids, segment by segment.
+
+Prompt, trace and answer are tokenized each on its own and their ids joined: tokenizing the joined text would let BPE
+merge across a boundary and move the reference's tokens.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nrt_jax.data.batch import Batch, Prompts, Reference
+from nrt_jax.data.example import Example
+from nrt_jax.data.formats import TraceFormat
+from nrt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How questions and answers become tokens.
+
+    Attributes:
+        template: Text of the prompt with `{question}` in it; empty for the tokenizer's chat template or, if it has
+            none (a base model), for PLAIN_TEMPLATE. BOS is put before it if the tokenizer has one.
+        max_prompt_length: Questions longer than this many tokens, template included, are left out and counted.
+        max_answer_length: Likewise for answers, EOS included.
+    """
+
+    template: str = ""
+    max_prompt_length: int = 1024
+    max_answer_length: int = 1024
+
+
+PLAIN_TEMPLATE = "{question}\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One example in token ids.
+
+    Attributes:
+        prompt: Ids of the prompt, opening tag included.
+        answer: Ids of y*, EOS included.
+        trace: Ids of the demonstration z, or None.
+        example: Where they come from.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    trace: tuple[int, ...] | None
+    example: Example
+
+
+class Encoder:
+    """Turns examples into ids with one tokenizer, template and trace format."""
+
+    def __init__(self, tokenizer: "Tokenizer", trace_format: TraceFormat, config: TextConfig):
+        """Raises UserError if the template has no place for the question."""
+        if config.template and "{question}" not in config.template:
+            raise UserError(f"text.template: {config.template!r} has no {{question}}; expected e.g. {PLAIN_TEMPLATE!r}")
+        self.tokenizer = tokenizer
+        self.format = trace_format
+        self.config = config
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of one segment, without special tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def prompt(self, question: str) -> tuple[int, ...]:
+        """Ids of the prompt: BOS once, the template around the question, the opening tag."""
+        template = self.config.template
+        if not template and self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": question}]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        else:
+            text = (template or PLAIN_TEMPLATE).replace("{question}", question)
+        ids, bos = self.ids(text), self.tokenizer.bos_token_id
+        if bos is not None and ids[:1] != [bos]:  # Many chat templates write BOS themselves.
+            ids = [bos, *ids]
+        return (*ids, *self.format.opening)
+
+    def encode(self, example: Example) -> Encoded:
+        """Ids of all segments of one example."""
+        return Encoded(
+            prompt=self.prompt(example.question),
+            answer=(*self.ids(example.answer), self.format.eos),
+            trace=None if example.trace is None else tuple(self.ids(example.trace)),
+            example=example,
+        )
+
+    def encode_all(self, examples: Iterable[Example]) -> tuple[list[Encoded], dict[str, int]]:
+        """Encodes examples and leaves out those over the limits.
+
+        Returns:
+            The encoded examples, and how many were left out for which reason.
+
+        Raises:
+            UserError: None is left.
+        """
+        kept, left_out = [], {}
+        for example in examples:
+            encoded = self.encode(example)
+            reason = self._over_limit(encoded)
+            if reason:
+                left_out[reason] = left_out.get(reason, 0) + 1
+            else:
+                kept.append(encoded)
+        if not kept:
+            why = "; ".join(f"{count} {reason}" for reason, count in left_out.items()) or "it has no rows"
+            raise UserError(f"data: no example is left ({why}); expected at least one row within the limits")
+        return kept, left_out
+
+    def _over_limit(self, encoded: Encoded) -> str | None:
+        if len(encoded.prompt) > self.config.max_prompt_length:
+            return "longer than text.max_prompt_length"
+        if len(encoded.answer) > self.config.max_answer_length:
+            return "longer than text.max_answer_length"
+        return None
+
+    def batch(self, rows: Sequence[Encoded]) -> Batch:
+        """Pads P rows to the batch's buckets."""
+        prompts, prompt_mask = pad([row.prompt for row in rows])
+        answers, answer_mask = pad([row.answer for row in rows])
+        return Batch(
+            prompts=Prompts(tokens=prompts, mask=prompt_mask),
+            reference=Reference(tokens=answers, mask=answer_mask, delimiter=np.int32(self.format.delimiter)),
+        )
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pads rows of ids to a bucket: tokens [P, T] int32 and mask [P, T] bool."""
+    length = bucket(max((len(row) for row in rows), default=0))
+    tokens = np.zeros((len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return tokens, mask
+
+
+def bucket(length: int) -> int:
+    """The next of 8, 16, 24, 32, 48, 64, 96, 128, ...: few shapes to compile, at most a third of padding."""
+    size = 8
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 and size > 8 else 1 << size.bit_length()
+    return size

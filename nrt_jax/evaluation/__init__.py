@@ -1,0 +1,21 @@
+"""Evaluation on held-out questions."""
+
+from nrt_jax.evaluation.accuracy import (
+    Answered,
+    EvaluationConfig,
+    Limits,
+    answer_questions,
+    empty_trace_accuracy,
+    hard_tokens,
+    summarise,
+)
+
+__all__ = [
+    "Answered",
+    "EvaluationConfig",
+    "Limits",
+    "answer_questions",
+    "empty_trace_accuracy",
+    "hard_tokens",
+    "summarise",
+]

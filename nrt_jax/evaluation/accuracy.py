@@ -1,0 +1,178 @@
+"""How well a policy answers held-out questions: by what it writes, and by how likely it finds the known answer."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nrt_jax.data.encode import Encoded, Encoder
+from nrt_jax.models import Model, Params
+from nrt_jax.rewards import score_reference
+from nrt_jax.rollout import SamplingConfig, cut_traces, sample
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation during training.
+
+    Attributes:
+        questions: Held-out questions, at most.
+        every: Steps between evaluations; 0 for before and after only.
+        temperature: Of the sampled traces and answers; 0 is greedy.
+        batch_size: Questions decoded at once.
+        examples: Questions whose traces are shown before and after.
+    """
+
+    questions: int = 512
+    every: int = 0
+    temperature: float = 1.0
+    batch_size: int = 256
+    examples: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """What the policy wrote for one question.
+
+    Attributes:
+        question: The question.
+        reference: y*.
+        trace: The sampled trace, as text.
+        answer: The answer as text, None where the delimiter was never written.
+        correct: The answer is the reference, spaces at the ends aside.
+        token_log_probs: log c_i of y* after this trace, in nats.
+        base_token_log_probs: log c_i,base of y* after the empty trace, in nats.
+    """
+
+    question: str
+    reference: str
+    trace: str
+    answer: str | None
+    correct: bool
+    token_log_probs: tuple[float, ...]
+    base_token_log_probs: tuple[float, ...]
+
+
+@flax.struct.dataclass(kw_only=True)
+class Limits:
+    """Most tokens of a trace and of an answer; static."""
+
+    trace: int = flax.struct.field(pytree_node=False)
+    answer: int = flax.struct.field(pytree_node=False)
+
+
+def answer_questions(
+    model: Model,
+    params: Params,
+    encoder: Encoder,
+    rows: Sequence[Encoded],
+    rng: jax.Array,
+    config: EvaluationConfig,
+    limits: Limits,
+) -> list[Answered]:
+    """Samples one trace and answer for each question, and scores y* after that trace and after none."""
+    answered = []
+    for start in range(0, len(rows), config.batch_size):
+        part = list(rows[start : start + config.batch_size])
+        padded = part + part[-1:] * (min(config.batch_size, len(rows)) - len(part))  # One shape, one program.
+        tokens, lengths, log_probs, base = _sample_and_score(
+            model, params, encoder.batch(padded), jax.random.fold_in(rng, start), _stopping_at_eos(encoder, config, limits)
+        )
+        tokens, lengths, log_probs, base = jax.device_get((tokens, lengths, log_probs, base))
+        for i, row in enumerate(part):
+            trace, answer = encoder.format.split(tokens[i, : lengths[i]])
+            answer = None if answer is None else encoder.tokenizer.decode(answer)
+            num = len(row.answer)
+            answered.append(
+                Answered(
+                    question=row.example.question,
+                    reference=row.example.answer,
+                    trace=encoder.tokenizer.decode(trace),
+                    answer=answer,
+                    correct=answer is not None and answer.strip() == row.example.answer.strip(),
+                    token_log_probs=tuple(log_probs[i, :num].tolist()),
+                    base_token_log_probs=tuple(base[i, :num].tolist()),
+                )
+            )
+    return answered
+
+
+def empty_trace_accuracy(
+    model: Model,
+    params: Params,
+    encoder: Encoder,
+    rows: Sequence[Encoded],
+    config: EvaluationConfig,
+    limits: Limits,
+) -> float:
+    """Share of right greedy answers when the trace is skipped: the delimiter follows the question at once."""
+    direct = [dataclasses.replace(row, prompt=(*row.prompt, encoder.format.delimiter)) for row in rows]
+    greedy = dataclasses.replace(config, temperature=0.0)
+    sampling = _stopping_at_eos(encoder, greedy, Limits(trace=0, answer=limits.answer))
+    correct = 0
+    for start in range(0, len(rows), config.batch_size):
+        part = direct[start : start + config.batch_size]
+        padded = part + part[-1:] * (min(config.batch_size, len(rows)) - len(part))
+        rollout = sample(model, params, encoder.batch(padded).prompts, jax.random.key(0), sampling)
+        tokens, mask = jax.device_get((rollout.tokens[:, 0], rollout.mask[:, 0]))
+        for i, row in enumerate(part):
+            ids = tokens[i][mask[i]]
+            text = encoder.tokenizer.decode(ids[:-1] if ids[-1:] == encoder.format.eos else ids)
+            correct += text.strip() == row.example.answer.strip()
+    return correct / len(rows)
+
+
+def summarise(answered: Sequence[Answered], hard: Sequence[np.ndarray] | None = None) -> dict[str, float]:
+    """Means over questions.
+
+    Args:
+        answered: Of `answer_questions`.
+        hard: For each question, which tokens of y* count as hard (`hard_tokens` of the policy before training).
+
+    Returns:
+        accuracy; answer_prob, the mean of prod_i c_i; token_prob, the mean c_i; both again for the empty trace;
+        empty_trace_share; trace_words; hard_token_prob, the mean c_i over hard tokens, if given.
+    """
+    c = [np.exp(a.token_log_probs) for a in answered]
+    base = [np.exp(a.base_token_log_probs) for a in answered]
+    summary = {
+        "accuracy": np.mean([a.correct for a in answered]),
+        "answer_prob": np.mean([np.prod(x) for x in c]),
+        "token_prob": np.mean(np.concatenate(c)),
+        "empty_trace_answer_prob": np.mean([np.prod(x) for x in base]),
+        "empty_trace_token_prob": np.mean(np.concatenate(base)),
+        "empty_trace_share": np.mean([not a.trace.strip() for a in answered]),
+        "trace_words": np.mean([len(a.trace.split()) for a in answered]),
+    }
+    if hard is not None and any(h.any() for h in hard):
+        summary["hard_token_prob"] = np.mean(np.concatenate([x[h] for x, h in zip(c, hard, strict=True)]))
+    return {name: float(value) for name, value in summary.items()}
+
+
+def hard_tokens(answered: Sequence[Answered], threshold: float = 0.5) -> list[np.ndarray]:
+    """For each question, which tokens of y* have c_base below the threshold."""
+    return [np.exp(a.base_token_log_probs) < threshold for a in answered]
+
+
+def _stopping_at_eos(encoder: Encoder, config: EvaluationConfig, limits: Limits) -> SamplingConfig:
+    return SamplingConfig(
+        stop_ids=jnp.array([encoder.format.eos], jnp.int32),
+        temperature=jnp.float32(config.temperature),
+        max_new_tokens=limits.trace + 1 + limits.answer,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample_and_score(model, params, batch, rng, sampling):
+    """One row a question: its tokens [P, T], their number [P], log c and log c_base [P, Y]."""
+    rollout = sample(model, params, batch.prompts, rng, sampling)
+    tokens, lengths = rollout.tokens[:, 0], jnp.sum(rollout.mask[:, 0], -1)
+    # The row holds trace, delimiter and answer; cut before the delimiter, its caches are those of the trace alone.
+    is_delimiter = tokens == batch.reference.delimiter
+    trace_length = jnp.where(jnp.any(is_delimiter, -1), jnp.argmax(is_delimiter, -1), rollout.trace_length[:, 0])
+    log_probs, base = score_reference(model, params, cut_traces(rollout, trace_length), batch.reference)
+    return tokens, lengths, log_probs[:, 0], base

@@ -1,0 +1,19 @@
+"""Hugging Face folders in and out: config.json, safetensors and tokenizers of Llama and Mistral models."""
+
+from nrt_jax.hf.config import from_hf, to_hf
+from nrt_jax.hf.folder import load, load_model, save
+from nrt_jax.hf.tokenizer import add_tokens, load_tokenizer, token_id
+from nrt_jax.hf.weights import read_params, write_params
+
+__all__ = [
+    "add_tokens",
+    "from_hf",
+    "load",
+    "load_model",
+    "load_tokenizer",
+    "read_params",
+    "save",
+    "to_hf",
+    "token_id",
+    "write_params",
+]

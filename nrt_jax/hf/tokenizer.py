@@ -1,0 +1,125 @@
+"""Tokenizers, and the one operation that NRT needs on them: a delimiter that is ONE token.
+
+They come from `transformers.AutoTokenizer`, whose import is slow and waits until it is needed. Code from a
+checkpoint's folder is never run.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from nrt_jax.errors import UserError
+from nrt_jax.models import Model, ModelConfig, Params
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+def load_tokenizer(path: str | Path) -> "Tokenizer":
+    """Loads a tokenizer from a local folder, or from the Hugging Face hub where no such folder exists.
+
+    Raises:
+        UserError: There is no usable tokenizer under that name.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+        raise UserError(
+            f"{path}: no tokenizer found; expected tokenizer.json and tokenizer_config.json in this folder"
+        )
+    # An absolute or dotted path cannot be a hub id; asking the hub for it would end in a puzzling message.
+    if not folder.is_dir() and (folder.is_absolute() or str(path).startswith(".") or len(folder.parts) > 2):
+        raise UserError(f"{path}: no such folder; expected a local folder with a tokenizer or a hub id")
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, ImportError, KeyError, ... for bad folders
+        reason = str(error).strip().splitlines() or [repr(error)]
+        where = (
+            "cannot load its tokenizer" if folder.is_dir() else "no such folder, and the hub did not give it"
+        )
+        raise UserError(f"{path}: {where}: {reason[0]}") from error
+
+
+def token_id(tokenizer: "Tokenizer", text: str) -> int:
+    """The id of a text that must be exactly one token, such as the delimiter.
+
+    Raises:
+        UserError: The text is none or several tokens.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    # A word-level tokenizer maps any unknown text to the one token <unk>, which is not this text's token.
+    if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and text != tokenizer.unk_token):
+        raise UserError(
+            f"token {text!r}: the tokenizer gives {tokenizer.convert_ids_to_tokens(ids)}; expected exactly "
+            "one token: add it with nrt_jax.hf.add_tokens, or choose a text that is one token"
+        )
+    return ids[0]
+
+
+def add_tokens(
+    model: Model, params: Params, tokenizer: "Tokenizer", tokens: Sequence[str]
+) -> tuple[Model, Params, "Tokenizer"]:
+    """Adds special tokens, with embedding and head rows copied from those of EOS (the release's recipe).
+
+    A delimiter ends the trace as EOS ends an answer: EOS is the best first guess of its meaning, and a policy
+    that wants to stop writes either equally often. Spare rows of the embedding are used before it grows.
+
+    Args:
+        model: Its `vocab_size` grows if the embedding has no free row.
+        params: The pytree; not changed.
+        tokenizer: Not changed.
+        tokens: Texts; those that are one token already are left as they are.
+
+    Returns:
+        (model, params, tokenizer), each the given one where nothing had to change.
+    """
+    from transformers import AddedToken
+
+    known = tokenizer.get_vocab()
+    missing = [token for token in dict.fromkeys(tokens) if token not in known]
+    if not missing:
+        return model, params, tokenizer
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "tokenizer: has no EOS token, whose embedding row new tokens copy; set eos_token in its config"
+        )
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in missing], special_tokens=True
+    )
+    ids = [token_id(tokenizer, token) for token in missing]
+    config = model.config
+    resized = dataclasses.replace(config, vocab_size=max(config.vocab_size, vocabulary_size(tokenizer)))
+    params = dict(params)
+    for name in {"embedding", "head"} & params.keys():
+        params[name] = _copy_row(params[name], tokenizer.eos_token_id, ids, resized.vocab_size)
+    return dataclasses.replace(model, config=resized), params, tokenizer
+
+
+def check_vocabulary(tokenizer: "Tokenizer", config: ModelConfig) -> None:
+    """Refuses a tokenizer with ids that have no embedding row: JAX would silently take another row."""
+    size = vocabulary_size(tokenizer)
+    if size > config.vocab_size:
+        raise UserError(
+            f"vocab_size: the embedding has {config.vocab_size} rows, but the tokenizer's largest id is "
+            f"{size - 1}; expected the model's own tokenizer, or one extended with nrt_jax.hf.add_tokens"
+        )
+
+
+def vocabulary_size(tokenizer: "Tokenizer") -> int:
+    """Number of embedding rows that a tokenizer needs: its largest id + 1, added tokens included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _copy_row(rows: jax.Array, source: int, targets: Sequence[int], size: int) -> jax.Array:
+    """Grows [V, D] -> [size, D], rows `targets` and all new rows equal to row `source`."""
+    grown = jnp.concatenate([rows, jnp.broadcast_to(rows[source], (size - rows.shape[0], rows.shape[1]))])
+    return grown.at[jnp.asarray(targets)].set(rows[source])

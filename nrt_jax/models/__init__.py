@@ -1,0 +1,19 @@
+"""The Llama/Mistral transformer family."""
+
+from nrt_jax.models.attention import KVCache, empty_cache, write_cache
+from nrt_jax.models.config import ModelConfig, RopeConfig
+from nrt_jax.models.log_probs import token_log_probs
+from nrt_jax.models.model import Model, Params
+from nrt_jax.models.transformer import Transformer
+
+__all__ = [
+    "KVCache",
+    "Model",
+    "ModelConfig",
+    "Params",
+    "RopeConfig",
+    "Transformer",
+    "empty_cache",
+    "token_log_probs",
+    "write_cache",
+]

@@ -1,0 +1,81 @@
+"""A model as the rest of the framework sees it: a hashable description with pure functions of a params pytree."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+
+from nrt_jax.models.attention import KVCache
+from nrt_jax.models.config import ModelConfig
+from nrt_jax.models.transformer import Transformer
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The static half of a model: pass it to jit as a static argument, and params as a pytree.
+
+    Attributes:
+        config: The hyperparameters. Two models with equal configs are equal.
+    """
+
+    config: ModelConfig
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(nnx.eval_shape(lambda: Transformer(self.config, nnx.Rngs(0))))
+
+    def init(self, rng: jax.Array) -> Params:
+        """Random float32 parameters; rng is a `jax.random.key`."""
+        return _init(self, rng)
+
+    def abstract_params(self) -> Params:
+        """The params pytree with `jax.ShapeDtypeStruct` leaves."""
+        return nnx.to_pure_dict(self._abstract[1])
+
+    def logical_axes(self) -> Params:
+        """The params pytree with a `PartitionSpec` of logical axis names for each leaf."""
+        return nnx.to_pure_dict(nnx.get_partition_spec(self._abstract[1]))
+
+    def apply(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array,
+        context: Sequence[KVCache] = (),
+        *,
+        remat: bool = False,
+    ) -> tuple[jax.Array, KVCache]:
+        """Runs the decoder on tokens that see `context` and, causally, each other.
+
+        Args:
+            params: The pytree that `init` gives.
+            tokens: [P, K, T] int token ids.
+            positions: [P, K, T] int32 positions in the sequence, -1 for padding.
+            context: Caches of earlier tokens, each with K = 1 (shared by the group) or K.
+            remat: Recompute each layer in the backward pass instead of keeping its activations.
+
+        Returns:
+            hidden [P, K, T, D] after the final norm, in the compute dtype, and the cache of these tokens.
+        """
+        return nnx.merge(self._abstract[0], params)(tokens, positions, context, remat=remat)
+
+    def head(self, params: Params) -> jax.Array:
+        """The output matrix [V, D] in the compute dtype: logits = hidden @ head.T."""
+        return params["embedding" if self.config.tie_embeddings else "head"].astype(self.config.dtype)
+
+    def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Plain causal forward, tokens [B, T] -> logits [B, T, V] float32. For tests and small inputs."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        hidden, _ = self.apply(params, tokens[:, None], positions[:, None])
+        return jnp.einsum("btd,vd->btv", hidden[:, 0], self.head(params), preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: Model, rng: jax.Array) -> Params:
+    return nnx.to_pure_dict(nnx.state(Transformer(model.config, nnx.Rngs(params=rng))))

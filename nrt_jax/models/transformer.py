@@ -1,0 +1,106 @@
+"""The Llama/Mistral decoder in Flax NNX: pre-norm blocks of grouped-query attention and SwiGLU, stacked and scanned.
+
+Touvron et al. 2023 (arXiv 2302.13971) for the block, Jiang et al. 2023 (arXiv 2310.06825) for the sliding window.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+
+from nrt_jax.models import attention, rope
+from nrt_jax.models.attention import KVCache
+from nrt_jax.models.config import ModelConfig
+
+# Logical axis names travel with each parameter; parallel/ maps them to mesh axes. Parameters are placed by jit's
+# out_shardings, so NNX must not try to place them when they are created.
+_Param = functools.partial(nnx.Param, eager_sharding=False)
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: tuple[str, ...]) -> nnx.Param:
+    return _Param(std * jax.random.normal(rngs.params(), shape), out_sharding=axes)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32 (Zhang & Sennrich 2019)."""
+    x32 = x.astype(jnp.float32)
+    normalised = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (scale * normalised).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """One decoder layer: x + attention(norm(x)), then x + swiglu(norm(x))."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        c, depth = config, math.sqrt(2 * config.num_layers)  # Residual branches add up to unit variance.
+        d_model, d_ff, d_head = c.hidden_size, c.intermediate_size, c.head_dim
+        fan_in, fan_heads = d_model**-0.5, (c.num_heads * d_head) ** -0.5
+        self.attention_norm = _Param(jnp.ones(d_model), out_sharding=("embed",))
+        self.q = _normal(rngs, (d_model, c.num_heads, d_head), fan_in, ("embed", "heads", "head_dim"))
+        self.k = _normal(rngs, (d_model, c.num_kv_heads, d_head), fan_in, ("embed", "kv_heads", "head_dim"))
+        self.v = _normal(rngs, (d_model, c.num_kv_heads, d_head), fan_in, ("embed", "kv_heads", "head_dim"))
+        self.o = _normal(rngs, (c.num_heads, d_head, d_model), fan_heads / depth, ("heads", "head_dim", "embed"))
+        self.mlp_norm = _Param(jnp.ones(d_model), out_sharding=("embed",))
+        self.gate = _normal(rngs, (d_model, d_ff), fan_in, ("embed", "mlp"))
+        self.up = _normal(rngs, (d_model, d_ff), fan_in, ("embed", "mlp"))
+        self.down = _normal(rngs, (d_ff, d_model), d_ff**-0.5 / depth, ("mlp", "embed"))
+
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, rotation: tuple[jax.Array, jax.Array], context: Sequence[KVCache]
+    ) -> tuple[jax.Array, KVCache]:
+        """x [P, K, T, D] -> (x, this layer's keys and values of these tokens)."""
+        c, cast = self.config, lambda param: param[...].astype(x.dtype)
+        h = rms_norm(x, self.attention_norm[...], c.norm_eps)
+        q = rope.rotate(jnp.einsum("...td,dhe->...the", h, cast(self.q)), *rotation)
+        k = rope.rotate(jnp.einsum("...td,dge->...tge", h, cast(self.k)), *rotation)
+        v = jnp.einsum("...td,dge->...tge", h, cast(self.v))
+        own = KVCache(k=jnp.swapaxes(k, -3, -2), v=jnp.swapaxes(v, -3, -2), positions=positions)
+        mixed = attention.attend(q, positions, (*context, own), c.sliding_window)
+        x = x + jnp.einsum("...the,hed->...td", mixed, cast(self.o))
+        h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
+        x = x + (jax.nn.silu(h @ cast(self.gate)) * (h @ cast(self.up))) @ cast(self.down)
+        return x, own
+
+
+class Transformer(nnx.Module):
+    """Token ids to final hidden states; the head is applied by whoever knows which positions need it."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
+        def stack(rngs):
+            return Block(config, rngs)
+
+        shape, axes, std = (config.vocab_size, config.hidden_size), ("vocab", "embed"), config.hidden_size**-0.5
+        self.embedding = _normal(rngs, shape, std, axes)
+        self.layers = stack(rngs)
+        self.final_norm = _Param(jnp.ones(config.hidden_size), out_sharding=("embed",))
+        if not config.tie_embeddings:
+            self.head = _normal(rngs, shape, std, axes)
+
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, context: Sequence[KVCache] = (), *, remat: bool = False
+    ) -> tuple[jax.Array, KVCache]:
+        """See `Model.apply`."""
+        x = self.embedding[...][tokens].astype(self.config.dtype)
+        cos, sin = rope.rotation(self.config.rope, self.config.head_dim, positions)
+        rotation = (cos[..., None, :], sin[..., None, :])  # The same for every head.
+        block, stacked = nnx.split(self.layers)
+
+        def layer(x, layer_inputs):
+            params, kv = layer_inputs
+            caches = [KVCache(k=k, v=v, positions=c.positions) for (k, v), c in zip(kv, context, strict=True)]
+            x, own = nnx.merge(block, params)(x, positions, rotation, caches)
+            return x, (own.k, own.v)
+
+        if remat:
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        x, (k, v) = jax.lax.scan(layer, x, (stacked, [(c.k, c.v) for c in context]))
+        x = rms_norm(x, self.final_norm[...], self.config.norm_eps)
+        return x, KVCache(k=k, v=v, positions=positions)

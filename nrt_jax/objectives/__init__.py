@@ -1,0 +1,17 @@
+"""Advantages and losses: functions of rewards and log-probabilities, with no model inside."""
+
+from nrt_jax.objectives.advantage import AdvantageConfig, group_advantage
+from nrt_jax.objectives.nrt import Denominators, LossMasks, NRTLossConfig, denominators, nrt_loss, token_signal
+from nrt_jax.objectives.sft import sft_loss
+
+__all__ = [
+    "AdvantageConfig",
+    "Denominators",
+    "LossMasks",
+    "NRTLossConfig",
+    "denominators",
+    "group_advantage",
+    "nrt_loss",
+    "sft_loss",
+    "token_signal",
+]

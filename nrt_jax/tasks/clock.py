@@ -1,0 +1,210 @@
+"""Clock problems: short English word problems whose answers need serial steps.
+
+    Mia starts at 3 o'clock. She reads for 5 hours, walks for 4 hours and then sleeps for 6 hours.
+    When does she stop reading, and when is she done?
+
+    trace   Mia reads until 8, walks until 12, sleeps until 6.
+    answer  Mia stops reading at 8 o'clock and is done at 6 o'clock.
+
+Why this task: time on a clock face is a sum modulo 12, so every proper subset of the numbers says nothing about the
+result and an answer without working is a guess (1/12). The answer is a sentence of many easy tokens (copied from the
+question) and two hard ones of different difficulty: a stop after one to n - 1 steps, and the end after all n.
+
+The train and the held-out split are disjoint for every pair of seeds, because a hash of the numbers alone decides which
+split a problem belongs to: a held-out question is never a training question with other names.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import random
+import re
+from collections.abc import Iterator, Mapping
+
+from nrt_jax.data.example import Example
+from nrt_jax.errors import unknown_name
+
+HOURS = 12
+
+#: Person -> pronoun.
+PEOPLE = {"Mia": "she", "Anna": "she", "Sara": "she", "Lena": "she", "Tom": "he", "Ben": "he", "Max": "he", "Paul": "he"}
+
+#: What a person does for some hours, as the question says it -> as "stops ..." takes it.
+ACTIVITIES = {
+    "reads": "reading", "walks": "walking", "sleeps": "sleeping", "paints": "painting", "cooks": "cooking",
+    "swims": "swimming", "sings": "singing", "works": "working", "draws": "drawing", "plays": "playing",
+}  # fmt: skip
+
+#: Level -> the numbers of activities that a problem may have.
+LEVELS = {"easy": (2, 3), "default": (3, 4), "hard": (4, 5)}
+
+SPLITS = ("train", "heldout")
+#: One number tuple in this many is held out.
+HELD_OUT_ONE_IN = 8
+
+#: What a pretraining document may have between its question and its answer.
+KINDS = ("useful", "lazy", "sloppy", "filler", "irrelevant", "empty")
+
+FILLERS = ("Let me think about this.", "This is a question about time.", "Okay, let me see.", "Hmm, this is not easy.")
+IRRELEVANT = ("{name} likes {doing}.", "{name} likes {doing} and {other}.", "The weather is nice today.")
+
+_STOP = re.compile(r"(\w+) until (\d+)\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """The content of one question, before it is put into words.
+
+    Attributes:
+        name: A key of PEOPLE.
+        start: Hour on the clock, 1 to 12.
+        activities: Keys of ACTIVITIES, all different, in the order in which they are done.
+        durations: Hours, 1 to 11, one for each activity.
+        asked: Index of the activity whose end is asked for; never the last, whose end is asked for anyway.
+        phrasing: Index of the wording.
+    """
+
+    name: str
+    start: int
+    activities: tuple[str, ...]
+    durations: tuple[int, ...]
+    asked: int
+    phrasing: int
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The hour at which each activity ends."""
+        sums = itertools.accumulate(self.durations, initial=self.start)
+        return tuple((total - 1) % HOURS + 1 for total in sums)[1:]
+
+    @property
+    def split(self) -> str:
+        """The split that the numbers belong to, whoever does whatever with them."""
+        numbers = ",".join(map(str, (self.start, *self.durations)))
+        digest = hashlib.sha256(numbers.encode()).digest()
+        return "heldout" if int.from_bytes(digest[:4], "big") % HELD_OUT_ONE_IN == 0 else "train"
+
+    def question(self) -> str:
+        name, they = self.name, PEOPLE[self.name]
+        spans = [f"{does} for {_hours(n)}" for does, n in zip(self.activities, self.durations)]
+        listed = ", ".join(spans[:-1])
+        doing = ACTIVITIES[self.activities[self.asked]]
+        start = f"{self.start} o'clock"
+        story = (
+            f"{name} starts at {start}. {they.capitalize()} {listed} and then {spans[-1]}.",
+            f"It is {start}. {name} {listed} and {spans[-1]}.",
+            f"At {start} {name} gets up. First {they} {', then '.join(spans)}.",
+            f"{name} {listed} and {spans[-1]}, starting at {start}.",
+        )[self.phrasing]
+        return f"{story} When does {they} stop {doing}, and when is {they} done?"
+
+    def answer(self) -> str:
+        doing = ACTIVITIES[self.activities[self.asked]]
+        return f"{self.name} stops {doing} at {self.stops[self.asked]} o'clock and is done at {self.stops[-1]} o'clock."
+
+    def trace(self, stops: tuple[int, ...] | None = None) -> str:
+        """The working: where each activity ends. `stops` replaces the true hours, or cuts the working short."""
+        steps = zip(self.activities, self.stops if stops is None else stops)
+        return f"{self.name} " + ", ".join(f"{does} until {hour}" for does, hour in steps) + "."
+
+
+PHRASINGS = 4
+
+
+def _hours(n: int) -> str:
+    return "1 hour" if n == 1 else f"{n} hours"
+
+
+def _problems(rng: random.Random, split: str, level: str) -> Iterator[Problem]:
+    while True:
+        count = rng.choice(LEVELS[level])
+        problem = Problem(
+            name=rng.choice(tuple(PEOPLE)),
+            start=rng.randint(1, HOURS),
+            activities=tuple(rng.sample(tuple(ACTIVITIES), count)),
+            durations=tuple(rng.randint(1, HOURS - 1) for _ in range(count)),
+            asked=rng.randrange(count - 1),
+            phrasing=rng.randrange(PHRASINGS),
+        )
+        if problem.split == split:
+            yield problem
+
+
+def _trace(problem: Problem, kind: str, rng: random.Random) -> str:
+    if kind == "useful":
+        return problem.trace()
+    if kind == "lazy":
+        return problem.trace(problem.stops[: rng.randrange(1, len(problem.stops))])
+    if kind == "sloppy":
+        return problem.trace(tuple(rng.randint(1, HOURS) for _ in problem.stops))
+    if kind == "filler":
+        return rng.choice(FILLERS)
+    if kind == "irrelevant":
+        doing, other = rng.sample(tuple(ACTIVITIES.values()), 2)
+        return rng.choice(IRRELEVANT).format(name=problem.name, doing=doing, other=other)
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClockTask:
+    """The clock problems as a source of examples, of pretraining documents and of verdicts."""
+
+    name: str = "clock"
+
+    def examples(self, n: int, seed: int, split: str = "train", level: str = "default") -> list[Example]:
+        """The first n problems of a seed, each with its useful trace.
+
+        Raises:
+            UserError: `split` or `level` is not known.
+        """
+        return [Example(p.question(), p.answer(), p.trace()) for p in self._draw(n, seed, split, level)]
+
+    def documents(
+        self, n: int, seed: int, mixture: Mapping[str, float], level: str = "default"
+    ) -> list[Example]:
+        """n pretraining documents of the train split, the answer always right, the trace of a kind drawn from `mixture`.
+
+        Args:
+            n: Number of documents.
+            seed: Seed of problems and kinds.
+            mixture: Weight of each kind of KINDS; kinds left out do not occur. Weights need not add up to 1.
+            level: As in `examples`.
+
+        Raises:
+            UserError: a kind or `level` is not known.
+        """
+        for kind in mixture:
+            if kind not in KINDS:
+                raise unknown_name("mixture", kind, KINDS)
+        kinds, weights = zip(*mixture.items())
+        rng = random.Random(f"{self.name}/documents/{seed}")
+        problems = self._draw(n, seed, "train", level)
+        drawn = rng.choices(kinds, weights, k=n)
+        return [Example(p.question(), p.answer(), _trace(p, kind, rng)) for p, kind in zip(problems, drawn)]
+
+    def is_correct(self, example: Example, completion: str) -> bool:
+        """Whether a completion (the text after the delimiter) is the whole reference answer."""
+        return completion.strip() == example.answer
+
+    def is_useful(self, example: Example, trace: str) -> bool:
+        """Whether a trace works the whole problem out: every activity in order with the right hour."""
+        return self.trace_kind(example, trace) == "useful"
+
+    def trace_kind(self, example: Example, trace: str) -> str:
+        """What a sampled trace is: "useful", "lazy" (right but cut short), "sloppy" (a wrong step), "other" or "empty"."""
+        if not trace.strip():
+            return "empty"
+        steps, gold = _STOP.findall(trace), _STOP.findall(example.trace or "")
+        if not steps:
+            return "other"
+        if steps == gold:
+            return "useful"
+        return "lazy" if steps == gold[: len(steps)] else "sloppy"
+
+    def _draw(self, n: int, seed: int, split: str, level: str) -> list[Problem]:
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS)
+        if level not in LEVELS:
+            raise unknown_name("level", level, LEVELS)
+        rng = random.Random(f"{self.name}/{split}/{level}/{seed}")
+        return list(itertools.islice(_problems(rng, split, level), n))

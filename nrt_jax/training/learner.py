@@ -1,0 +1,194 @@
+"""From a scored rollout to updated parameters: pure functions, jitted.
+
+Every method trains on the same `LearnerBatch`: a prompt, completions whose tokens are known, and for every token the
+terms of the loss that cover it. NRT fills it from a rollout, supervised fine-tuning from data.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nrt_jax.data.batch import Batch, Prompts
+from nrt_jax.data.encode import Encoded, Encoder, pad
+from nrt_jax.models import Model, Params, token_log_probs
+from nrt_jax.objectives import LossMasks, NRTLossConfig, denominators, nrt_loss
+from nrt_jax.rollout import Rollout, prefill
+from nrt_jax.training.state import TrainState
+
+
+@flax.struct.dataclass(kw_only=True)
+class LearnerBatch:
+    """P prompts with K completions each; index 0 of a completion is the prompt's own last token.
+
+        tokens     x_X   z_1  z_2  </think>  y_1  EOS   0
+        masks       o     z    z    z (d)     y    y    .
+
+    x_X is covered only where it is an opening tag (o), which the policy should learn to write.
+
+    Attributes:
+        prompts: P prompts.
+        tokens: [P, K, T] int32.
+        masks: Each [P, K, T] bool.
+        old_log_probs: [P, K, T] float32, the sampler's, on the trace and the delimiter.
+        advantage: [P, K] float32.
+        token_signal: [P, K, T] float32, s_i on the reference.
+    """
+
+    prompts: Prompts
+    tokens: jax.Array
+    masks: LossMasks
+    old_log_probs: jax.Array
+    advantage: jax.Array
+    token_signal: jax.Array
+
+
+def from_rollout(
+    rollout: Rollout,
+    batch: Batch,
+    advantage: jax.Array,
+    token_signal: jax.Array,
+    *,
+    has_opening: bool,
+) -> LearnerBatch:
+    """Lays out prompt, trace, delimiter and answer of each row without gaps.
+
+    Args:
+        rollout: The sampled traces.
+        batch: The prompts and references that they belong to.
+        advantage: [P, K].
+        token_signal: [P, K, Y], s_i of the reference's tokens.
+        has_opening: The prompts end with an opening tag.
+    """
+    num_prompts, group_size, max_trace = rollout.tokens.shape
+    reference, length = batch.reference, rollout.trace_length[..., None]
+    index = jnp.arange(1 + max_trace + 1 + reference.tokens.shape[1]) - 1  # Of the completion; -1 is x_X.
+    shape = (num_prompts, group_size, index.size)
+
+    def place(trace, delimiter, answer):
+        """Values by segment: trace [P, K, Z], delimiter [P, K], answer [P, K, Y]."""
+        from_trace = jnp.broadcast_to(jnp.take(trace, index, axis=-1, mode="clip"), shape)
+        where = jnp.broadcast_to(jnp.clip(index - length - 1, 0, answer.shape[-1] - 1), shape)
+        from_answer = jnp.take_along_axis(answer, where, axis=-1)
+        return jnp.where(index < length, from_trace, jnp.where(index == length, delimiter[..., None], from_answer))
+
+    def per_group(x):
+        return jnp.broadcast_to(x[:, None], (num_prompts, group_size, *x.shape[1:]))
+
+    in_trace = (index >= 0) & (index < length)
+    at_delimiter = index == length
+    in_answer = (index > length) & (index <= length + per_group(jnp.sum(reference.mask, -1))[..., None])
+    matched = rollout.matched(reference.delimiter)
+    delimiter_log_prob = jnp.take_along_axis(rollout.delimiter_log_probs, length, axis=-1)[..., 0]
+    last = jnp.take_along_axis(batch.prompts.tokens, jnp.maximum(rollout.prompt_length - 1, 0)[:, None], axis=1)
+    tokens = place(
+        rollout.tokens, jnp.broadcast_to(reference.delimiter, matched.shape), per_group(reference.tokens)
+    )
+    return LearnerBatch(
+        prompts=batch.prompts,
+        tokens=jnp.where(in_trace | at_delimiter | in_answer, tokens, 0).at[..., 0].set(last),
+        masks=LossMasks(
+            trace=in_trace | at_delimiter,
+            delimiter=(at_delimiter & ~matched[..., None]) | ((index < 0) & has_opening),
+            reference=in_answer,
+        ),
+        old_log_probs=jnp.where(in_answer, 0.0, place(rollout.log_probs, delimiter_log_prob, token_signal)),
+        advantage=advantage,
+        token_signal=jnp.where(in_answer, place(rollout.log_probs, delimiter_log_prob, token_signal), 0.0),
+    )
+
+
+def from_demonstrations(encoder: Encoder, rows: Sequence[Encoded], *, with_trace: bool) -> LearnerBatch:
+    """A supervised batch, K = 1: all of trace, delimiter and answer are learned with equal weight.
+
+    Args:
+        encoder: Pads the prompts.
+        rows: P examples.
+        with_trace: Whether the examples' traces are put in; else the trace is empty (answer-only fine-tuning).
+    """
+    delimiter, opening = encoder.format.delimiter, len(encoder.format.opening)
+    traces = [row.trace or () if with_trace else () for row in rows]
+    tokens, mask = pad([(row.prompt[-1], *z, delimiter, *row.answer) for row, z in zip(rows, traces, strict=True)])
+    tokens, mask = tokens[:, None], mask[:, None]
+    mask[..., 0] = bool(opening)
+    nothing = np.zeros_like(mask)
+    return LearnerBatch(
+        prompts=encoder.batch(rows).prompts,
+        tokens=tokens,
+        masks=LossMasks(trace=nothing, delimiter=nothing, reference=mask),
+        old_log_probs=np.zeros(tokens.shape, np.float32),
+        advantage=np.zeros(tokens.shape[:2], np.float32),
+        token_signal=mask.astype(np.float32),
+    )
+
+
+def completion_log_probs(
+    model: Model, params: Params, batch: LearnerBatch, *, temperature: float = 1.0, remat: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """log pi of every completion token: the prompt runs once a group, and gradients flow through it.
+
+    Returns:
+        log_probs and entropy, [P, K, T] float32 in nats; arbitrary outside the masks.
+    """
+    num_prompts, group_size, length = batch.tokens.shape
+    prompt_length = jnp.sum(batch.prompts.mask, -1, dtype=jnp.int32)
+    prompt_hidden, prompt_cache = prefill(model, params, batch.prompts, remat=remat)
+    ends = jnp.maximum(prompt_length[:, None] - jnp.array([2, 1]), 0)
+    before = jnp.take_along_axis(prompt_hidden, ends[..., None], axis=1)  # They predict x_X and the first token.
+
+    covered = batch.masks.trace | batch.masks.delimiter | batch.masks.reference
+    inputs, covered = batch.tokens[..., 1:], covered[..., 1:]
+    positions = jnp.where(covered, prompt_length[:, None, None] + jnp.arange(length - 1), -1)
+    hidden, _ = model.apply(params, inputs, positions, (prompt_cache,), remat=remat)
+    before = jnp.broadcast_to(before[:, None], (num_prompts, group_size, *before.shape[1:]))
+    hidden = jnp.concatenate([before, hidden[..., :-1, :]], axis=2)
+    return token_log_probs(hidden, model.head(params), batch.tokens, temperature=temperature)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "config", "micro_batches", "remat"), donate_argnums=0)
+def update(
+    state: TrainState,
+    batch: LearnerBatch,
+    temperature: float = 1.0,
+    *,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    config: NRTLossConfig,
+    micro_batches: int = 1,
+    remat: bool = False,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer update; `step` is left to the caller, since a rollout may feed several updates.
+
+    The gradient is summed over `micro_batches` equal parts of the prompts. Each term is divided by its count over the
+    whole batch, so that the number of parts does not change the result.
+
+    Returns:
+        The new state (the old one is donated) and scalars: the loss and its terms, the gradient's global norm.
+    """
+    divide_by = denominators(batch.masks, config)
+
+    def loss_fn(params, part):
+        log_probs, entropy = completion_log_probs(model, params, part, temperature=temperature, remat=remat)
+        loss, metrics = nrt_loss(
+            log_probs, part.old_log_probs, part.advantage, part.token_signal, part.masks, config, divide_by
+        )
+        covered = part.masks.trace
+        metrics["trace_entropy"] = jnp.sum(entropy, where=covered) / jnp.maximum(jnp.sum(covered), 1)
+        return loss, metrics | {"loss": loss}
+
+    def accumulate(gradient, part):
+        new, metrics = jax.grad(loss_fn, has_aux=True)(state.params, part)
+        return jax.tree.map(jnp.add, gradient, new), metrics
+
+    parts = jax.tree.map(lambda x: x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:]), batch)
+    zero = jax.tree.map(jnp.zeros_like, state.params)
+    gradient, metrics = jax.lax.scan(accumulate, zero, parts)
+    summed = {"loss", "trace_loss", "delimiter_loss", "token_loss"}  # Already divided by whole-batch counts.
+    metrics = {name: jnp.sum(m) if name in summed else jnp.mean(m) for name, m in metrics.items()}
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(params=params, opt_state=opt_state), metrics | {"gradient_norm": optax.global_norm(gradient)}

@@ -1,0 +1,203 @@
+"""A run from start to end, on the host: batches, steps, evaluations, checkpoints, export."""
+
+import dataclasses
+import functools
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from nrt_jax import hf
+from nrt_jax.data import pipeline
+from nrt_jax.evaluation import Answered, answer_questions, empty_trace_accuracy, hard_tokens, summarise
+from nrt_jax.rollout import sample
+from nrt_jax.training import workdir as run_folder
+from nrt_jax.training.checkpoint import Checkpointer
+from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.config_io import to_dict
+from nrt_jax.training.learner import LearnerBatch, from_demonstrations, update
+from nrt_jax.training.metrics import MetricsWriter
+from nrt_jax.training.optimizer import make_optimizer
+from nrt_jax.training.setup import Setup
+from nrt_jax.training.state import TrainState, abstract_state, create_state
+from nrt_jax.training.step import reward_rollout, sampling_config
+
+#: What a resumed run may change: how long it goes on, how often it reports and saves.
+MAY_CHANGE = ("steps", "workdir", "checkpoint", "evaluation.every", "evaluation.examples")
+SHOWN = ("reward", "reward_gain", "answer_prob", "accuracy", "entropy", "trace_length", "empty_trace_share")
+_EVALUATION_STREAM = 2**31 - 1  # Steps count up from 0; evaluation draws from a key that no step uses.
+
+
+def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], None] = print) -> dict:
+    """Runs or resumes `config` in `folder`.
+
+    Args:
+        config: The run; validated.
+        setup: Its model and data (`setup.prepare`).
+        folder: The run's folder, which may hold an earlier part of the same run.
+        log: Takes lines meant for a person.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        UserError: The folder holds another run, or a checkpoint of it cannot be used.
+    """
+    started = time.time()
+    resumed = run_folder.prepare(folder, to_dict(config), resume_may_change=MAY_CHANGE)
+    optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
+    before = _answers_before(config, setup, folder)
+    hard = hard_tokens(before)
+    _log_answers(log, "before", config, setup, before)
+
+    with (
+        Checkpointer(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+        MetricsWriter(folder, total_steps=config.steps, show=SHOWN) as writer,
+    ):
+        state, first = create_state(setup.params, optimizer), 0
+        if resumed and checkpoints.latest_step() is not None:
+            state, _ = checkpoints.restore(abstract_state(setup.model, optimizer))
+            first = int(state.step)
+            log(f"resumed at step {first} from {folder / 'checkpoints'}")
+        writer.truncate_after(first)
+        rows = pipeline.shuffled(setup.train, config.seed)
+        for step in range(first, config.steps):
+            state, metrics = _step(config, setup, optimizer, state, rows, step)
+            writer.write(step + 1, metrics)
+            if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
+                writer.write(step + 1, summarise(_answer(config, setup, state.params), hard))
+            if step + 1 == config.steps or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
+                writer.flush()
+                checkpoints.save(step + 1, state)
+    return _finish(config, setup, folder, log, state, before, started)
+
+
+def _step(config, setup: Setup, optimizer, state: TrainState, rows, step: int) -> tuple[TrainState, dict]:
+    """One step of either objective; the batch and all randomness follow from the step's number."""
+    batch_rows = pipeline.rows_of_step(rows, step, config.rollout.prompts)
+    rng = jax.random.fold_in(jax.random.key(config.seed), step)
+    if config.objective == "nrt":
+        learner_batch, metrics = _rollout(config, setup, state, batch_rows, rng)
+    else:
+        with_trace = config.objective == "sft_with_trace"
+        learner_batch, metrics = from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace), {}
+    for i in range(config.updates_per_step):
+        state, losses = update(
+            state,
+            minibatch(learner_batch, i, config.updates_per_step),
+            config.rollout.temperature,
+            model=setup.model,
+            optimizer=optimizer,
+            config=config.loss,
+            micro_batches=config.micro_batches,
+            remat=config.remat,
+        )
+        if i == 0:  # Before any update the learner is the sampler: what differs is numerics alone.
+            metrics["sampler_trainer_kl"] = losses["approximate_kl"]
+    return state.replace(step=state.step + 1), losses | metrics
+
+
+def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[LearnerBatch, dict]:
+    batch = setup.encoder.batch(rows)
+    sampling = sampling_config(config.rollout, setup.trace_format)
+    rollout = sample(setup.model, state.params, batch.prompts, jax.random.fold_in(rng, 0), sampling)
+    return reward_rollout(
+        state.params,
+        rollout,
+        batch,
+        jax.random.fold_in(rng, 1),
+        sampling.temperature,
+        model=setup.model,
+        reward_config=config.reward,
+        advantage_config=config.advantage,
+        loss_config=config.loss,
+        max_length=config.rollout.max_length,
+        has_opening=bool(setup.trace_format.opening),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def minibatch(batch: LearnerBatch, index: int, count: int) -> LearnerBatch:
+    """Part `index` of `count` equal parts of a batch's prompts."""
+    return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])[index], batch)
+
+
+def _answer(config: TrainConfig, setup: Setup, params) -> list[Answered]:
+    rng = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_STREAM)
+    return answer_questions(
+        setup.model, params, setup.encoder, setup.held_out, rng, config.evaluation, setup.limits
+    )
+
+
+def _answers_before(config: TrainConfig, setup: Setup, folder: Path) -> list[Answered]:
+    """The untrained policy's answers; a resumed run reads those that it wrote first."""
+    path = folder / "answers_before.jsonl"
+    if path.exists():
+        return read_answers(path)
+    answered = _answer(config, setup, setup.params)
+    write_answers(path, answered)
+    return answered
+
+
+def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, started: float) -> dict:
+    """Evaluates, exports and sums up."""
+    after, hard = _answer(config, setup, state.params), hard_tokens(before)
+    write_answers(folder / "answers_after.jsonl", after)
+    _log_answers(log, "after", config, setup, after)
+    hf.save(
+        folder / "hf", setup.model, state.params, setup.tokenizer, source=setup.model_folder, overwrite=True
+    )
+    empty = functools.partial(
+        empty_trace_accuracy, setup.model, encoder=setup.encoder, rows=setup.held_out, config=config.evaluation,
+        limits=setup.limits,
+    )  # fmt: skip
+    figures = {}
+    for when, answered, params in (("before", before, setup.params), ("after", after, state.params)):
+        figures |= {f"{name}_{when}": value for name, value in summarise(answered, hard).items()}
+        figures[f"accuracy_empty_trace_{when}"] = empty(params=params)
+    summary = figures | {
+        "steps": int(state.step),
+        "questions": len(after),
+        "parameters": setup.model.config.num_parameters,
+        "seconds": time.time() - started,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+    run_folder.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def peak_memory_bytes() -> int:
+    """Most host memory that this process held; Linux counts in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _log_answers(log, when: str, config: TrainConfig, setup: Setup, answered: list[Answered]) -> None:
+    summary = summarise(answered)
+    log(f"\n{when} training, on {len(answered)} held-out questions: accuracy {summary['accuracy']:.3f}, "
+        f"mean p(answer) {summary['answer_prob']:.3f}, empty traces {summary['empty_trace_share']:.2f}")  # fmt: skip
+    for item in answered[: config.evaluation.examples]:
+        mark = "right" if item.correct else "wrong"
+        log(f"  question  {item.question}\n  trace     {item.trace or '(empty)'}\n  answer    {item.answer}  [{mark}]\n")
+
+
+def write_answers(path: Path, answered: list[Answered]) -> None:
+    """One answered question a line."""
+    lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False) for item in answered]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_answers(path: Path) -> list[Answered]:
+    """Reads what `write_answers` wrote."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    tuples = ("token_log_probs", "base_token_log_probs")
+    return [Answered(**row | {name: tuple(row[name]) for name in tuples}) for row in rows]
+
+

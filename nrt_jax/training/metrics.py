@@ -1,0 +1,192 @@
+"""A run's numbers: `metrics.jsonl`, TensorBoard, and a progress line with the time left.
+
+A record is fetched from the device one step late: `write` only starts the copy to the host, and the next
+step's `write` (or `flush`) converts it. The host thus runs ahead and the device never waits for it.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Writes one record a step under `workdir`.
+
+    A line of `metrics.jsonl` is `{"step": int, "time": seconds since the epoch, name: number or null, ...}`;
+    null stands for a number that is not finite. In a run of several processes the first one writes.
+
+    A resumed run calls `truncate_after(restored step)` before its first write. So that no record is lost
+    between a checkpoint and a crash, call `flush` before saving one.
+
+    Attributes:
+        path: the file of records.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        total_steps: int | None = None,
+        show: Sequence[str] = (),
+        interval: float = 10.0,
+        stream: TextIO | None = None,
+    ):
+        """Opens nothing yet: files appear with the first record.
+
+        Args:
+            workdir: the run's folder.
+            total_steps: the last step, for the time left.
+            show: names of the metrics in the progress line.
+            interval: seconds between progress lines where the stream is no terminal.
+            stream: where progress goes; standard error when None.
+        """
+        self.path = pathlib.Path(workdir) / METRICS_FILE
+        self._tensorboard_folder = pathlib.Path(workdir) / "tensorboard"
+        self._tensorboard: SummaryWriter | None = None
+        self._purge_step: int | None = None
+        self._writes = jax.process_index() == 0
+        self._progress = Progress(total_steps, show, interval, stream or sys.stderr) if self._writes else None
+        self._pending: tuple[int, float, dict[str, Any]] | None = None
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the scalars of a step, arrays on the device or plain numbers.
+
+        A second call for the same step adds to its record.
+        """
+        for value in metrics.values():
+            if isinstance(value, jax.Array):
+                value.copy_to_host_async()
+        if self._pending is not None and self._pending[0] == step:
+            self._pending[2].update(metrics)
+            return
+        self.flush()
+        self._pending = (step, time.time(), dict(metrics))
+
+    def flush(self) -> None:
+        """Waits for the pending record and writes it."""
+        if self._pending is None:
+            return
+        (step, now, metrics), self._pending = self._pending, None
+        if not self._writes:
+            return
+        numbers = {name: np.asarray(value).item() for name, value in metrics.items()}
+        record = {"step": step, "time": now} | {name: _finite(value) for name, value in numbers.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(str(self._tensorboard_folder), purge_step=self._purge_step)
+        for name, value in numbers.items():
+            self._tensorboard.add_scalar(name, value, step, walltime=now)
+        self._progress.update(step, now, numbers)
+
+    def truncate_after(self, step: int) -> None:
+        """Drops the records beyond `step`, and a last line that a crash left half written."""
+        if not self._writes:
+            return
+        self._purge_step = step + 1  # TensorBoard hides what an earlier run logged from here on
+        if self.path.exists():
+            partial = self.path.with_name(self.path.name + ".partial")
+            records = read_metrics(self.path)
+            kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(self.path)
+
+    def close(self) -> None:
+        """Writes what is pending and closes the files and the progress line."""
+        self.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._progress is not None:
+            self._progress.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads the records of `metrics.jsonl`; a last line without its end, left by a crash, is passed over."""
+    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+
+
+class Progress:
+    """The live line of a run: step, chosen metrics, time left; a bar on a terminal, else a line now and then.
+
+    The time left goes by the pace since the first step that was seen, so that compiling does not count.
+    """
+
+    def __init__(self, total_steps: int | None, show: Sequence[str], interval: float, stream: TextIO):
+        """Shows nothing before the first `update`; the arguments are those of `MetricsWriter`."""
+        self._total = total_steps
+        self._show = show
+        self._interval = interval
+        self._stream = stream
+        self._first: tuple[int, float] | None = None
+        self._last_line = -math.inf
+        self._shown: dict[str, float] = {}
+        self._bar: rich.progress.Progress | None = None
+
+    def update(self, step: int, now: float, numbers: Mapping[str, float]) -> None:
+        """Shows a step.
+
+        Args:
+            step: its number, counted from the start of the run.
+            now: when it was dispatched, in seconds.
+            numbers: its metrics. A shown one that is not among them, as an evaluation's, stays as it was.
+        """
+        self._first = self._first or (step, now)
+        self._shown |= {name: numbers[name] for name in self._show if name in numbers}
+        if self._stream.isatty():
+            self._update_bar(step, now)
+        elif now - self._last_line >= self._interval or step == self._total:
+            self._last_line = now
+            print(f"step {self.line(step, now)}", file=self._stream, flush=True)
+
+    def line(self, step: int, now: float) -> str:
+        """Returns such as `30/50  reward 0.412  accuracy 0.75  1:05 left`."""
+        metrics = [f"{name} {self._shown[name]:.4g}" for name in self._show if name in self._shown]
+        count = str(step) if self._total is None else f"{step}/{self._total}"
+        return "  ".join([count, *metrics, *self._time_left(step, now)])
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _update_bar(self, step: int, now: float) -> None:
+        if self._bar is None:
+            text, bar = rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn()
+            self._bar = rich.progress.Progress(bar, text, console=rich.console.Console(file=self._stream))
+            self._bar.add_task("", total=self._total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=step, description=f"step {self.line(step, now)}")
+
+    def _time_left(self, step: int, now: float) -> list[str]:
+        first_step, first_time = self._first
+        if self._total is None or step <= first_step:
+            return []
+        seconds = round((now - first_time) / (step - first_step) * max(self._total - step, 0))
+        hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
+        return [f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"]
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no word for infinity or nan."""
+    return value if math.isfinite(value) else None

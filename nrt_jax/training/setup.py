@@ -1,0 +1,83 @@
+"""Everything that a run needs before its first step, loaded and checked before anything is written."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nrt_jax import hf
+from nrt_jax.data import formats, sources
+from nrt_jax.data.encode import Encoded, Encoder
+from nrt_jax.data.formats import TraceFormat
+from nrt_jax.evaluation import Limits
+from nrt_jax.models import Model, Params
+from nrt_jax.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run's model and data.
+
+    Attributes:
+        model: The policy.
+        params: Its parameters before training.
+        tokenizer: With the trace format's tokens in it.
+        trace_format: In token ids.
+        encoder: Text to ids.
+        train: Training rows.
+        held_out: Evaluation rows.
+        left_out: How many training rows were left out, by reason.
+        limits: Most tokens of a trace and an answer in evaluation.
+        model_folder: Where the model came from.
+    """
+
+    model: Model
+    params: Params
+    tokenizer: "Tokenizer"
+    trace_format: TraceFormat
+    encoder: Encoder
+    train: list[Encoded]
+    held_out: list[Encoded]
+    left_out: dict[str, int]
+    limits: Limits
+    model_folder: Path
+
+
+def model_path(name: str) -> Path:
+    """The folder of a built-in model, or the path itself."""
+    return ASSETS / name if (ASSETS / name / "config.json").is_file() else Path(name)
+
+
+def prepare(config: TrainConfig) -> Setup:
+    """Loads model and data.
+
+    Raises:
+        UserError: A value, file, row, tensor or token is wrong; the message names it.
+    """
+    config.validate()
+    held_out, seed = config.evaluation.questions, config.seed
+    train, held_out = sources.load(config.data, config.dataset, num_held_out=held_out, seed=seed)
+    folder = model_path(config.model)
+    model, params, tokenizer = hf.load(folder, dtype=config.dtype)
+    trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
+    encoder = Encoder(tokenizer, trace_format, config.text)
+    train, left_out = encoder.encode_all(train)
+    held_out, _ = encoder.encode_all(held_out)
+    return Setup(
+        model=model,
+        params=params,
+        tokenizer=tokenizer,
+        trace_format=trace_format,
+        encoder=encoder,
+        train=train,
+        held_out=held_out,
+        left_out=left_out,
+        limits=Limits(
+            trace=config.rollout.max_trace_length, answer=max(len(row.answer) for row in train + held_out)
+        ),
+        model_folder=folder,
+    )

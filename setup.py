@@ -1,0 +1,44 @@
+"""Package metadata of nrt_jax. The plain install needs neither TensorFlow nor torch."""
+
+from setuptools import find_namespace_packages, setup
+
+REQUIREMENTS = [
+    "chex>=0.1.92",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "importlib_resources>=7.1.0",  # used, but not declared, by tensorflow-datasets
+    "jax>=0.10.2",
+    "numpy>=2.4.6",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "rich>=15.0.0",
+    "safetensors>=0.8.0",
+    "tensorboardX>=2.6.5",
+    "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.23.3",
+    "transformers>=5.23.0",
+    "tyro>=1.0.17",
+]
+
+EXTRAS = {
+    # torch is the reference that logits are compared with; nothing outside tests/ imports it.
+    "test": ["hypothesis>=6.170.15", "pytest>=9.2.0", "ruff>=0.17.6", "torch==2.13.0"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "cuda12": ["jax[cuda12]>=0.10.2"],
+    "cuda13": ["jax[cuda13]>=0.10.2"],
+    "docs": ["matplotlib>=3.11.2"],
+}
+
+setup(
+    name="nrt_jax",
+    version="0.1.0",
+    description="Native Reasoning Training in JAX: reinforce the reasoning that makes known answers likelier",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(
+        include=["nrt_jax*", "launch*", "configs*"], exclude=["nrt_jax.assets*"]
+    ),
+    package_data={"nrt_jax": ["assets/**"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)

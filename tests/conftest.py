@@ -1,0 +1,19 @@
+"""Settings that every test shares: CPU, one device, and compiled programs kept between runs."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the tolerances are those of float32 on a CPU
+
+import hypothesis
+import jax
+
+CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
+
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# A first example may wait for a compilation; the same examples every time make a failure repeatable.
+hypothesis.settings.register_profile("nrt", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("nrt")

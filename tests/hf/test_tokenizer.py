@@ -1,0 +1,107 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from nrt_jax import hf
+from nrt_jax.errors import UserError
+from nrt_jax.hf.tokenizer import check_vocabulary
+from nrt_jax.models import Model
+from tests.hf import tiny
+
+DELIMITER = "<|response_start|>"
+EOS = tiny.WORDS.index("</s>")
+
+
+def model_with(**changes):
+    model = Model(dataclasses.replace(tiny.LLAMA, **changes))
+    return model, tiny.params(model.config)
+
+
+def test_token_id_is_for_texts_that_are_one_token():
+    tokenizer = tiny.tokenizer()
+    assert hf.token_id(tokenizer, "three") == tiny.WORDS.index("three")
+    assert hf.token_id(tokenizer, "<unk>") == tiny.WORDS.index("<unk>")
+    for text in ("one two", "", DELIMITER):
+        with pytest.raises(UserError, match="expected exactly one token"):
+            hf.token_id(tokenizer, text)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_added_token_takes_a_spare_row_and_copies_the_row_of_eos(tied):
+    model, params = model_with(tie_embeddings=tied)
+    tokenizer = tiny.tokenizer()
+    grown_model, grown, grown_tokenizer = hf.add_tokens(model, params, tokenizer, [DELIMITER])
+    new = hf.token_id(grown_tokenizer, DELIMITER)
+    assert new == len(tiny.WORDS) == len(tokenizer)  # the caller's tokenizer has not changed
+    assert grown_model == model
+    for name in {"embedding", "head"} & params.keys():
+        np.testing.assert_array_equal(grown[name][new], params[name][EOS])
+        np.testing.assert_array_equal(np.delete(grown[name], new, 0), np.delete(params[name], new, 0))
+    assert ("head" in grown) is not tied
+
+
+def test_embedding_grows_only_where_no_row_is_free():
+    model, params = model_with(vocab_size=len(tiny.WORDS))
+    grown_model, grown, tokenizer = hf.add_tokens(
+        model, params, tiny.tokenizer(), ["<think>", "</think>", "one"]
+    )
+    assert len(tokenizer) == grown_model.config.vocab_size == len(tiny.WORDS) + 2
+    for name in ("embedding", "head"):
+        assert grown[name].shape == (len(tiny.WORDS) + 2, 8)
+        np.testing.assert_array_equal(grown[name][:-2], params[name])
+        np.testing.assert_array_equal(grown[name][-2:], [params[name][EOS]] * 2)
+    assert grown["layers"] is params["layers"]
+
+
+def test_adding_known_tokens_changes_nothing():
+    model, params = model_with()
+    once = hf.add_tokens(model, params, tiny.tokenizer(), [DELIMITER])
+    twice = hf.add_tokens(*once, [DELIMITER, "one"])
+    assert all(a is b for a, b in zip(once, twice, strict=True))
+
+
+def test_added_token_is_never_split_and_is_dropped_from_clean_text():
+    tokenizer = hf.add_tokens(*model_with(), tiny.tokenizer(), [DELIMITER])[2]
+    ids = tokenizer.encode(f"one{DELIMITER}two", add_special_tokens=False)
+    assert tokenizer.convert_ids_to_tokens(ids) == ["one", DELIMITER, "two"]
+    assert DELIMITER not in tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_tokens_cannot_be_added_without_eos():
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no EOS token"):
+        hf.add_tokens(*model_with(), tokenizer, [DELIMITER])
+
+
+def test_tokenizer_that_exceeds_the_embedding_is_refused():
+    check_vocabulary(tiny.tokenizer(), dataclasses.replace(tiny.LLAMA, vocab_size=9))
+    with pytest.raises(UserError, match=r"vocab_size.*8 rows.*largest id is 8"):
+        check_vocabulary(tiny.tokenizer(), dataclasses.replace(tiny.LLAMA, vocab_size=8))
+
+
+def test_missing_or_broken_tokenizer_is_one_clear_line(tmp_path):
+    for path in (tmp_path / "nowhere", "./nowhere", "a/b/c"):
+        with pytest.raises(UserError, match="no such folder"):
+            hf.load_tokenizer(path)
+    with pytest.raises(UserError, match="no tokenizer found"):
+        hf.load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="cannot load its tokenizer") as error:
+        hf.load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_id_is_handed_to_transformers(monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    calls = []
+
+    def from_pretrained(name, **kwargs):
+        calls.append((name, kwargs))
+        raise OSError("We couldn't connect\nto the hub")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(UserError, match=r"someone/some-model.*couldn't connect$"):
+        hf.load_tokenizer("someone/some-model")
+    assert calls == [("someone/some-model", {"trust_remote_code": False})]

@@ -1,0 +1,132 @@
+import io
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from nrt_jax.training.metrics import MetricsWriter, Progress, read_metrics
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def writer(workdir, **options):
+    return MetricsWriter(workdir, stream=io.StringIO(), **options)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_record_is_one_json_object_with_step_time_and_numbers(tmp_path):
+    with writer(tmp_path) as metrics:
+        metrics.write(1, {"loss": jnp.float32(0.5), "rows": np.int64(3), "rate": 0.25})
+    (record,) = records(tmp_path)
+    assert record.pop("time") > 1e9
+    assert record == {"step": 1, "loss": 0.5, "rows": 3, "rate": 0.25}
+
+
+def test_numbers_are_fetched_one_step_late(tmp_path):
+    with writer(tmp_path) as metrics:
+        metrics.write(1, {"loss": jnp.float32(1)})
+        assert not (tmp_path / "metrics.jsonl").exists()
+        metrics.write(2, {"loss": jnp.float32(2)})
+        assert [record["step"] for record in records(tmp_path)] == [1]
+        metrics.flush()
+        assert [record["step"] for record in records(tmp_path)] == [1, 2]
+
+
+def test_writes_of_one_step_make_one_record(tmp_path):
+    with writer(tmp_path) as metrics:
+        metrics.write(1, {"loss": 1.0})
+        metrics.write(1, {"eval/accuracy": 0.5})
+    (record,) = records(tmp_path)
+    assert (record["loss"], record["eval/accuracy"]) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_null(tmp_path, value):
+    with writer(tmp_path) as metrics:
+        metrics.write(1, {"loss": jnp.float32(value)})
+    assert records(tmp_path)[0]["loss"] is None
+
+
+def test_a_resumed_run_leaves_no_gap_and_no_repeat(tmp_path):
+    with writer(tmp_path) as metrics:
+        for step in range(1, 6):
+            metrics.write(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # the crash
+    with writer(tmp_path) as metrics:
+        metrics.truncate_after(3)
+        for step in range(4, 8):
+            metrics.write(step, {"loss": 10.0 * step})
+    assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [
+        *[(1, 1.0), (2, 2.0), (3, 3.0)],
+        *[(4, 40.0), (5, 50.0), (6, 60.0), (7, 70.0)],
+    ]
+
+
+def test_truncating_a_run_without_records_is_fine(tmp_path):
+    writer(tmp_path).truncate_after(0)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_half_written_last_line_is_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}')
+    assert read_metrics(path) == [{"step": 1}]
+
+
+def test_tensorboard_holds_the_same_numbers(tmp_path):
+    with writer(tmp_path) as metrics:
+        metrics.write(7, {"loss": jnp.float32(0.5)})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    found = [(v.tag, e.step, v.simple_value) for e in events(file.read_bytes()) for v in e.summary.value]
+    assert found == [("loss", 7, 0.5)]
+
+
+def events(data):
+    """Reads a TensorBoard file: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+def test_progress_names_step_metrics_and_time_left_without_counting_compilation():
+    stream = io.StringIO()
+    progress = Progress(total_steps=50, show=("reward", "accuracy"), interval=10, stream=stream)
+    progress.update(1, 100.0, {"reward": 0.1, "loss": 9.0, "accuracy": 0.25})
+    progress.update(2, 102.0, {"reward": 0.2})
+    progress.update(11, 120.0, {"reward": 0.41234})
+    progress.update(50, 120.5, {"reward": 1.0})
+    assert stream.getvalue().splitlines() == [
+        "step 1/50  reward 0.1  accuracy 0.25",
+        "step 11/50  reward 0.4123  accuracy 0.25  1:18 left",
+        "step 50/50  reward 1  accuracy 0.25  0:00 left",
+    ]
+
+
+def test_progress_without_an_end_shows_no_time_left():
+    progress = Progress(total_steps=None, show=(), interval=0, stream=io.StringIO())
+    progress.update(1, 0.0, {})
+    assert progress.line(3, 5000.0) == "3"
+
+
+def test_a_long_time_left_shows_hours():
+    progress = Progress(total_steps=102, show=(), interval=0, stream=io.StringIO())
+    progress.update(1, 0.0, {})
+    assert progress.line(2, 72.0) == "2/102  2:00:00 left"
+
+
+def test_progress_on_a_terminal_is_a_live_line(tmp_path):
+    stream = Terminal()
+    with MetricsWriter(tmp_path, total_steps=2, show=("reward",), stream=stream) as metrics:
+        metrics.write(1, {"reward": 0.5})
+        metrics.write(2, {"reward": 0.75})
+    assert "2/2  reward 0.75  0:00 left" in stream.getvalue()
