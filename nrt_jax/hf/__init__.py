@@ -2,7 +2,7 @@
 
 from nrt_jax.hf.config import from_hf, to_hf
 from nrt_jax.hf.folder import load, load_model, save
-from nrt_jax.hf.tokenizer import add_tokens, load_tokenizer, token_id
+from nrt_jax.hf.tokenizer import add_tokens, load_tokenizer, save_tokenizer, token_id
 from nrt_jax.hf.weights import read_params, write_params
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "load_tokenizer",
     "read_params",
     "save",
+    "save_tokenizer",
     "to_hf",
     "token_id",
     "write_params",

@@ -25,8 +25,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_experts": (0, None),
     "n_routed_experts": (0, None),
 }
-# transformers' defaults for what a config.json may leave out. A Mistral without the key has a window; null is
-# none.
+# transformers' defaults for what may be absent. A Mistral without the key has a window; with null, none.
 _MISTRAL_WINDOW = 4096
 _MAX_POSITIONS = {"llama": 2048, "mistral": 131072}
 _LLAMA3_FIELDS = ("factor", "low_freq_factor", "high_freq_factor")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrt_jax.errors import UserError
 from nrt_jax.hf.config import from_hf, to_hf
-from nrt_jax.hf.tokenizer import check_vocabulary, load_tokenizer
+from nrt_jax.hf.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
 from nrt_jax.hf.weights import read_params, write_params
 from nrt_jax.models import Model, Params
 
@@ -83,7 +83,7 @@ def save(
         _write_json(folder / "generation_config.json", generation | dict(generation_config or {}))
         write_params(folder, model.config, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
         if tokenizer is not None:
-            tokenizer.save_pretrained(str(folder))
+            save_tokenizer(folder, tokenizer)
 
 
 def _special_ids(tokenizer: "Tokenizer | None", known: Mapping[str, Any]) -> dict[str, int]:

@@ -6,6 +6,7 @@ checkpoint's folder is never run.
 
 import copy
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
     folder = Path(path)
     if folder.is_dir() and not any(folder.glob("tokenizer*")):
         raise UserError(
-            f"{path}: no tokenizer found; expected tokenizer.json and tokenizer_config.json in this folder"
+            f"{path}: no tokenizer found; expected tokenizer.json and tokenizer_config.json in it"
         )
     # An absolute or dotted path cannot be a hub id; asking the hub for it would end in a puzzling message.
     if not folder.is_dir() and (folder.is_absolute() or str(path).startswith(".") or len(folder.parts) > 2):
@@ -38,14 +39,27 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
 
     try:
         return transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, ImportError, KeyError, ... for bad folders
+    except Exception as error:  # for a bad folder it may be OSError, ValueError, ImportError, KeyError, ...
         reason = str(error).strip().splitlines() or [repr(error)]
-        where = (
-            "cannot load its tokenizer" if folder.is_dir() else "no such folder, and the hub did not give it"
-        )
-        raise UserError(f"{path}: {where}: {reason[0]}") from error
+        problem = "cannot load its tokenizer" if folder.is_dir() else "neither a folder nor on the hub"
+        raise UserError(f"{path}: {problem}: {reason[0]}") from error
+
+
+def save_tokenizer(folder: str | Path, tokenizer: "Tokenizer") -> None:
+    """Writes the tokenizer's files so that transformers 4, which many tools pin, reads them too.
+
+    Only tokenizer_config.json differs between the two, by spellings of which 5 still reads the older.
+    """
+    tokenizer.save_pretrained(str(folder))
+    path = Path(folder) / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    for field in ("backend", "is_local", "local_files_only"):  # how it was loaded here, of no use elsewhere
+        config.pop(field, None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def token_id(tokenizer: "Tokenizer", text: str) -> int:

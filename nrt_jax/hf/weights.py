@@ -5,8 +5,8 @@ letters: D model, H query heads, G key/value heads, d head, F feed-forward, V vo
 `theirs="(H d) D"` reads: theirs has H * d rows and D columns; split the rows, then permute to D, H, d. Layers
 are separate tensors there and axis 0 here.
 
-Names, shapes and dtypes of the whole checkpoint are checked against the config before any data is read. Pickle
-never is.
+Names, shapes and dtypes of the whole checkpoint are checked against the config before any data is read.
+Pickle never is.
 """
 
 import contextlib
@@ -110,8 +110,7 @@ def read_params(
     """Reads a folder's safetensors, single or sharded, one tensor at a time.
 
     Args:
-        folder: Holds model.safetensors, or model.safetensors.index.json and its shards; float32, bfloat16 or
-            float16.
+        folder: Holds model.safetensors, or model.safetensors.index.json and its shards, of any of `DTYPES`.
         config: What the tensors must fit.
         place: Called with the path and the float32 array of each finished leaf; what it returns goes into the
             params. A leaf put onto its sharding here leaves the host before the next is read.
@@ -164,8 +163,9 @@ def write_params(
             leaf = functools.reduce(lambda tree, key: tree[key], spec.path, params)
             array = spec.to_theirs(np.asarray(leaf[index]), sizes)
             arrays[name] = np.ascontiguousarray(array.astype(DTYPES[dtype]))
-        # Without this format entry transformers does not know that the names are torch's.
+        # transformers wants to be told whose layout it is; safetensors lets only the owner read.
         safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(folder.stat().st_mode & 0o666)
         weight_map |= dict.fromkeys(arrays, file)
         total += sum(array.nbytes for array in arrays.values())
     if len(shards) > 1:
@@ -241,7 +241,7 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
 
 def _open_file(path: Path, stack: contextlib.ExitStack) -> Any:
     try:
-        return stack.enter_context(safetensors.safe_open(path, framework="numpy"))
+        return stack.enter_context(safetensors.safe_open(path, framework="numpy", backend="pread"))
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from error
 

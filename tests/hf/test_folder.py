@@ -29,6 +29,7 @@ def test_load_gives_back_what_save_was_given(saved):
     jax.tree.map(np.testing.assert_array_equal, params, tiny.params(tiny.LLAMA))
     assert tokenizer.get_vocab() == tiny.tokenizer().get_vocab()
     assert tokenizer.encode("one plus two") == tiny.tokenizer().encode("one plus two")
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1  # all as readable as config.json
     assert hf.load_model(saved, dtype="bfloat16")[0].config.dtype == "bfloat16"
 
 

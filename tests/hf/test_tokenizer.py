@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -66,6 +67,24 @@ def test_added_token_is_never_split_and_is_dropped_from_clean_text():
     ids = tokenizer.encode(f"one{DELIMITER}two", add_special_tokens=False)
     assert tokenizer.convert_ids_to_tokens(ids) == ["one", DELIMITER, "two"]
     assert DELIMITER not in tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_saved_tokenizer_is_the_same_and_is_spelt_as_transformers_4_reads_it(tmp_path):
+    tokenizer = hf.add_tokens(*model_with(), tiny.tokenizer(), [DELIMITER])[2]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["three"]})
+    for _ in range(2):  # once as made, once as loaded
+        hf.save_tokenizer(tmp_path, tokenizer)
+        config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert config["additional_special_tokens"] == ["three"]
+        assert not config.keys() & {"backend", "extra_special_tokens", "is_local"}
+        loaded = hf.load_tokenizer(tmp_path)
+        assert loaded.get_vocab() == tokenizer.get_vocab()
+        assert loaded.all_special_tokens == tokenizer.all_special_tokens
+        text = f"one {DELIMITER} two"
+        assert loaded.encode(text) == tokenizer.encode(text)
+        assert loaded.decode(loaded.encode(text), skip_special_tokens=True).split() == ["one", "two"]
+        tokenizer = loaded
 
 
 def test_tokens_cannot_be_added_without_eos():

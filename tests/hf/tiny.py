@@ -1,4 +1,4 @@
-"""What the tests of HF folders share: a word-level tokenizer, a small config, and weights of ordinary size."""
+"""What the tests of HF folders share: a word-level tokenizer, a small config and weights of order 1."""
 
 import jax
 import jax.numpy as jnp

@@ -58,13 +58,10 @@ def reference(config):
         families[config.model_type].from_dict(hf.to_hf(config)), attn_implementation="eager"
     )
     generator = torch.Generator().manual_seed(0)
-    for name, tensor in model.named_parameters():
+    for tensor in model.parameters():
         noise = torch.randn(tensor.shape, generator=generator)
-        if tensor.ndim == 1:
-            noise = 1.0 + 0.3 * noise
-        elif "embed" not in name:
-            noise = 2.0 * noise / tensor.shape[-1] ** 0.5
-        tensor.data.copy_(noise)
+        norm = tensor.ndim == 1
+        tensor.data.copy_(1.0 + 0.3 * noise if norm else 2.0 * noise / tensor.shape[-1] ** 0.5)
     return model.eval()
 
 

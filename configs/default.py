@@ -1,0 +1,21 @@
+"""The embedded default: a tiny Llama learns to work out clock problems, in minutes on a laptop."""
+
+from nrt_jax.data.encode import TextConfig
+from nrt_jax.evaluation import EvaluationConfig
+from nrt_jax.training.config import CheckpointConfig, RolloutConfig, TrainConfig
+from nrt_jax.training.optimizer import OptimizerConfig
+
+
+def get_config() -> TrainConfig:
+    """The recipe of the paper (weighted sum by -log p, clipped at the empty trace), scaled down to two cores."""
+    return TrainConfig(
+        model="tiny",
+        data="clock",
+        steps=100,
+        updates_per_step=1,
+        text=TextConfig(max_prompt_length=256, max_answer_length=64),
+        rollout=RolloutConfig(prompts=32, group_size=8, max_trace_length=32, chunk_size=32),
+        optimizer=OptimizerConfig(learning_rate=5e-4, b2=0.99, weight_decay=0.0),
+        evaluation=EvaluationConfig(questions=512, every=20),
+        checkpoint=CheckpointConfig(every=50),
+    )

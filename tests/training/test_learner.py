@@ -1,0 +1,181 @@
+"""The learner's layout and forward against sequences built by hand, and the invariances of an update."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
+from nrt_jax.rollout import sample
+from nrt_jax.training.config import RewardConfig
+from nrt_jax.training.learner import completion_log_probs, update
+from nrt_jax.training.state import create_state
+from nrt_jax.training.step import fit_traces, reward_rollout
+from tests.fixtures_model import DELIMITER, full_log_probs, random_batch, sampling, tiny_model
+
+OPTIMIZER = optax.sgd(0.1)
+
+
+def learner_batch(batch, *, max_length=0, has_opening=False, window=None, seed=3):
+    model, params = tiny_model(window)
+    rollout = sample(model, params, batch.prompts, jax.random.key(seed), sampling())
+    learner, metrics = reward_rollout(
+        params,
+        rollout,
+        batch,
+        jax.random.key(0),
+        jnp.float32(1.0),
+        model=model,
+        reward_config=RewardConfig(),
+        advantage_config=AdvantageConfig(clip="none"),
+        loss_config=NRTLossConfig(token_signal="derived"),
+        max_length=max_length,
+        has_opening=has_opening,
+    )
+    return model, params, fit_traces(rollout, batch, max_length), learner, metrics
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_layout_is_prompt_trace_delimiter_answer_and_its_log_probs_equal_a_full_forward(window):
+    batch = random_batch(1)
+    model, params, rollout, learner, _ = learner_batch(batch, window=window)
+    log_probs, entropy = jax.jit(completion_log_probs, static_argnums=0)(model, params, learner)
+    for p in range(3):
+        prompt = batch.prompts.tokens[p][batch.prompts.mask[p]]
+        answer = batch.reference.tokens[p][batch.reference.mask[p]]
+        for k in range(3):
+            z = np.asarray(rollout.tokens[p, k])[: int(rollout.trace_length[p, k])]
+            ids = np.concatenate([prompt, z, [DELIMITER], answer])
+            num = len(ids) - len(prompt) + 1
+            np.testing.assert_array_equal(learner.tokens[p, k, :num], ids[len(prompt) - 1 :])
+            expected = full_log_probs(model, params, ids)[len(prompt) - 2 :]
+            picked = expected[np.arange(num), ids[len(prompt) - 1 :]]
+            np.testing.assert_allclose(log_probs[p, k, :num], picked, atol=1e-4)
+            np.testing.assert_allclose(entropy[p, k, :num], -(np.exp(expected) * expected).sum(-1), atol=1e-4)
+            names = np.array(["."] * learner.tokens.shape[-1])
+            names[1 : 1 + len(z)], names[1 + len(z)] = "z", "d"
+            names[2 + len(z) : 2 + len(z) + len(answer)] = "y"
+            np.testing.assert_array_equal(learner.masks.trace[p, k], (names == "z") | (names == "d"))
+            np.testing.assert_array_equal(learner.masks.reference[p, k], names == "y")
+            forced = not bool(rollout.matched(DELIMITER)[p, k])
+            np.testing.assert_array_equal(learner.masks.delimiter[p, k], (names == "d") & forced)
+
+
+def test_sampler_log_probs_equal_the_training_forward():
+    """Trace and delimiter, forced delimiters included: ratios are 1 before any update."""
+    model, params, _, learner, _ = learner_batch(random_batch(1))
+    log_probs, _ = jax.jit(completion_log_probs, static_argnums=0)(model, params, learner)
+    where = np.asarray(learner.masks.trace)
+    np.testing.assert_allclose(log_probs[where], learner.old_log_probs[where], atol=1e-4)
+
+
+def test_reward_is_computed_from_the_same_probabilities_as_the_training_forward():
+    """The token signal -c log c_base / T from the scorer, recomputed from the learner's own log-probabilities."""
+    batch = random_batch(2)
+    model, params, _, learner, metrics = learner_batch(batch)
+    log_probs, _ = jax.jit(completion_log_probs, static_argnums=0)(model, params, learner)
+    where = np.asarray(learner.masks.reference)
+    weights = np.asarray(learner.token_signal)[where] / np.exp(np.asarray(log_probs)[where])
+    per_answer = np.repeat(weights.reshape(-1), 1)
+    assert (per_answer > 0).all()
+    # The weight -log c_base / T belongs to the prompt: the same for each of its K traces.
+    counts = np.asarray(batch.reference.mask).sum(-1)
+    start = 0
+    for count in counts:
+        group = weights[start : start + 3 * count].reshape(3, count)
+        np.testing.assert_allclose(group, np.broadcast_to(group[0], group.shape), rtol=1e-3)
+        start += 3 * count
+    reward = np.where(where, learner.token_signal, 0).sum(-1)
+    np.testing.assert_allclose(metrics["reward"], reward.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_length", [9, 12])
+def test_overlong_samples_lose_trace_never_answer(max_length):
+    batch = random_batch(4, prompt_lengths=(4, 3, 2), answer_lengths=(4, 2, 1))
+    _, _, rollout, learner, _ = learner_batch(batch, max_length=max_length)
+    total = batch.prompts.mask.sum(-1)[:, None] + np.asarray(learner.masks.trace | learner.masks.reference).sum(-1)
+    assert total.max() == max_length
+    answers = np.asarray(learner.masks.reference).sum(-1)
+    np.testing.assert_array_equal(answers, np.broadcast_to(batch.reference.mask.sum(-1)[:, None], answers.shape))
+    for p in range(3):
+        for k in range(3):
+            kept = np.asarray(learner.tokens[p, k])[np.asarray(learner.masks.reference[p, k])]
+            np.testing.assert_array_equal(kept, batch.reference.tokens[p][batch.reference.mask[p]])
+    cut = np.asarray(rollout.trace_length) + batch.prompts.mask.sum(-1)[:, None] + 1 + answers == max_length
+    assert cut.any()
+
+
+def test_an_opening_tag_is_learned_as_a_forced_delimiter():
+    _, _, _, plain, _ = learner_batch(random_batch(1))
+    _, _, _, opened, _ = learner_batch(random_batch(1), has_opening=True)
+    assert np.asarray(opened.masks.delimiter)[..., 0].all()
+    assert not np.asarray(plain.masks.delimiter)[..., 0].any()
+    chex.assert_trees_all_equal(plain.masks.delimiter[..., 1:], opened.masks.delimiter[..., 1:])
+
+
+def updated(params, batch, **options):
+    model, _ = tiny_model()
+    state = create_state(jax.tree.map(jnp.copy, params), OPTIMIZER)
+    options = {"model": model, "optimizer": OPTIMIZER, "config": NRTLossConfig()} | options
+    state, metrics = update(state, batch, **options)
+    return state.params, metrics
+
+
+def test_update_does_not_depend_on_micro_batches_or_rematerialisation_or_order():
+    batch = random_batch(5, (8, 3, 5, 2), (4, 2, 1, 3))
+    _, params, _, learner, _ = learner_batch(batch)
+    plain, metrics = updated(params, learner)
+    assert float(metrics["gradient_norm"]) > 0
+    for options in ({"micro_batches": 4}, {"micro_batches": 2, "remat": True}):
+        other, other_metrics = updated(params, learner, **options)
+        chex.assert_trees_all_close(plain, other, atol=1e-5)
+        np.testing.assert_allclose(metrics["loss"], other_metrics["loss"], rtol=1e-5)
+    order = np.array([2, 0, 3, 1])
+    moved, _ = updated(params, jax.tree.map(lambda x: x[order], learner))
+    chex.assert_trees_all_close(plain, moved, atol=1e-5)
+
+
+def test_update_ignores_what_padding_holds():
+    batch = random_batch(5, (8, 3, 5, 2), (4, 2, 1, 3))
+    _, params, _, learner, _ = learner_batch(batch)
+    masks = learner.masks
+    covered = np.array(masks.trace | masks.delimiter | masks.reference)
+    covered[..., 0] = True  # The prompt's last token.
+    garbage = dataclasses.replace(
+        learner,
+        tokens=jnp.where(covered, learner.tokens, 17),
+        old_log_probs=jnp.where(covered, learner.old_log_probs, 55.0),
+        token_signal=jnp.where(covered, learner.token_signal, jnp.nan),
+        prompts=learner.prompts.replace(tokens=np.where(learner.prompts.mask, learner.prompts.tokens, 31)),
+    )
+    chex.assert_trees_all_close(updated(params, learner)[0], updated(params, garbage)[0], atol=1e-5)
+
+
+def test_gradient_equals_that_of_separate_full_forwards():
+    """The question runs once a group here and K times there; gradients flow through it in both."""
+    batch = random_batch(6)
+    model, params, _, learner, _ = learner_batch(batch)
+    wanted = np.asarray(learner.masks.trace | learner.masks.reference)
+    rows, weights = np.zeros((9, 24), np.int32), np.zeros((9, 23), np.float32)
+    for row, (p, k) in enumerate(np.ndindex(3, 3)):
+        prompt = batch.prompts.tokens[p][batch.prompts.mask[p]]
+        ids = np.concatenate([prompt, np.asarray(learner.tokens[p, k])[wanted[p, k]]])
+        rows[row, : len(ids)] = ids
+        weights[row, len(prompt) - 1 : len(ids) - 1] = 1.0
+
+    def shared(params):
+        log_probs, _ = completion_log_probs(model, params, learner)
+        return -jnp.sum(log_probs, where=wanted)
+
+    def separate(params):
+        log_probs = jax.nn.log_softmax(model.logits(params, rows))[:, :-1]
+        return -jnp.sum(weights * jnp.take_along_axis(log_probs, rows[:, 1:, None], -1)[..., 0])
+
+    (loss, gradient), (expected, full_gradient) = (jax.jit(jax.value_and_grad(f))(params) for f in (shared, separate))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(full_gradient))
+    chex.assert_trees_all_close(gradient, full_gradient, atol=1e-5 * scale)
