@@ -3,9 +3,9 @@
 Everything that the framework does with a model is one call of the same shape: tokens [P, K, T] that see some caches
 and, causally, each other. K traces of one prompt read one copy of its cache:
 
-    prompt cache   [P, 1, G, X, d]   ------------------------+
-    trace cache    [P, K, G, S, d]   ---------+              |
-    tokens at hand [P, K, G, T, d]   --+      |              |
+    prompt cache   [P, G, 1, X, d]   ------------------------+
+    trace cache    [P, G, K, S, d]   ---------+              |
+    tokens at hand [P, G, K, T, d]   --+      |              |
                                        v      v              v
     scores of one query:            [ T own | S of the trace | X of the prompt ]   softmax over all of them
 
@@ -14,6 +14,7 @@ q sees a slot at position p iff 0 <= p <= q (and q - p < window). Padding may th
 trace is setting positions to -1, and no mask of size [T, S] has to be passed around.
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.struct
@@ -28,7 +29,7 @@ class KVCache:
     """Keys and values of S slots.
 
     Attributes:
-        k: [L, P, K, G, S, d] keys, rotated; inside one layer, without L. K is 1 where a group shares the cache.
+        k: [L, P, G, K, S, d] keys, rotated; inside one layer, without L. K is 1 where a group shares the cache.
         v: Values, like k.
         positions: [P, K, S] int32, the slot's position in the sequence, -1 for an empty slot.
     """
@@ -45,8 +46,8 @@ class KVCache:
 
 def empty_cache(like: KVCache, group_size: int, num_slots: int) -> KVCache:
     """An empty cache of `num_slots` slots for each of P x `group_size` rows, with the dtype of `like`."""
-    num_layers, num_prompts, _, num_heads, _, head_dim = like.k.shape
-    shape = (num_layers, num_prompts, group_size, num_heads, num_slots, head_dim)
+    num_layers, num_prompts, num_kv_heads, _, _, head_dim = like.k.shape
+    shape = (num_layers, num_prompts, num_kv_heads, group_size, num_slots, head_dim)
     return KVCache(
         k=jnp.zeros(shape, like.k.dtype),
         v=jnp.zeros(shape, like.v.dtype),
@@ -66,41 +67,52 @@ def write_cache(cache: KVCache, new: KVCache, slot: jax.Array) -> KVCache:
 def attend(q: jax.Array, positions: jax.Array, segments: Sequence[KVCache], window: int | None) -> jax.Array:
     """Grouped-query softmax attention of every query over all slots of all segments that it may see.
 
+    The softmax is taken over the segments together: each contributes exp(score - max) V and its sum, and one division
+    at the end normalises. No array over the slots of all segments is built.
+
     Args:
         q: [P, K, T, H, d] queries, rotated.
         positions: [P, K, T] int32, -1 for padding.
-        segments: Caches of one layer, each [P, 1 or K, G, S, d].
+        segments: Caches of one layer, each [P, G, 1 or K, S, d].
         window: Number of last positions that a query sees, itself included; None for all.
 
     Returns:
         [P, K, T, H, d] in q's dtype. Rows of padding queries hold arbitrary finite numbers.
     """
     num_prompts, group_size, length, num_heads, head_dim = q.shape
-    num_kv_heads = segments[0].k.shape[-3]
-    q = q.reshape(num_prompts, group_size, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    scores = jnp.concatenate([_scores(q, positions, segment, window) for segment in segments], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    ends = [sum(s.num_slots for s in segments[: i + 1]) for i in range(len(segments) - 1)]
-    parts = jnp.split(weights, ends, axis=-1)
-    out = sum(_mix(part, segment) for part, segment in zip(parts, segments, strict=True))
-    return out.reshape(num_prompts, group_size, length, num_heads, head_dim)
+    num_kv_heads = segments[0].k.shape[1]
+    q = (q * head_dim**-0.5).reshape(num_prompts, group_size, length, num_kv_heads, -1, head_dim)
+    q = jnp.transpose(q, (0, 3, 1, 4, 2, 5))  # [P, G, K, R, T, d], R = H / G query heads for each key head
+    scores = [_scores(q, positions, segment, window) for segment in segments]
+    top = functools.reduce(jnp.maximum, [jnp.max(s, -1, keepdims=True) for s in scores])
+    weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
+    total = sum(jnp.sum(w, -1, keepdims=True) for w in weights)
+    mixed = sum(_mix(w, segment) for w, segment in zip(weights, segments, strict=True)) / total
+    return jnp.transpose(mixed.astype(q.dtype), (0, 2, 4, 1, 3, 5)).reshape(
+        num_prompts, group_size, length, num_heads, head_dim
+    )
 
 
 def _scores(q: jax.Array, positions: jax.Array, segment: KVCache, window: int | None) -> jax.Array:
-    """Masked scores [P, K, G, R, T, S] float32, R = H / G query heads for each key head."""
-    if segment.k.shape[1] == 1:  # One matrix product for the whole group: K is not a batch axis here.
-        scores = jnp.einsum("pktgrd,pgsd->pkgrts", q, segment.k[:, 0], preferred_element_type=jnp.float32)
-    else:
-        scores = jnp.einsum("pktgrd,pkgsd->pkgrts", q, segment.k, preferred_element_type=jnp.float32)
+    """Masked scores [P, G, K, R, T, S] float32 of the queries [P, G, K, R, T, d]."""
+    k = segment.k
+    scores = jnp.einsum("pgbqd,pgbsd->pgbqs", _rows(q, k), k, preferred_element_type=jnp.float32)
     distance = positions[..., :, None] - segment.positions[..., None, :]
     visible = (segment.positions[..., None, :] >= 0) & (distance >= 0)
     if window is not None:
         visible &= distance < window
-    return jnp.where(visible[:, :, None, None], scores * q.shape[-1] ** -0.5, MASKED)
+    bias = jnp.where(visible, 0.0, MASKED)[:, None, :, None]
+    return scores.reshape(*q.shape[:-1], k.shape[-2]) + bias
 
 
 def _mix(weights: jax.Array, segment: KVCache) -> jax.Array:
-    """Values weighted by [P, K, G, R, T, S] -> [P, K, T, G, R, d]."""
-    if segment.v.shape[1] == 1:
-        return jnp.einsum("pkgrts,pgsd->pktgrd", weights, segment.v[:, 0])
-    return jnp.einsum("pkgrts,pkgsd->pktgrd", weights, segment.v)
+    """Values weighted by [P, G, K, R, T, S] -> [P, G, K, R, T, d] float32."""
+    v = segment.v
+    weights_of_rows = _rows(weights, v).astype(v.dtype)
+    mixed = jnp.einsum("pgbqs,pgbsd->pgbqd", weights_of_rows, v, preferred_element_type=jnp.float32)
+    return mixed.reshape(*weights.shape[:-1], v.shape[-1])
+
+
+def _rows(x: jax.Array, cache: jax.Array) -> jax.Array:
+    """[P, G, K, R, T, n] -> [P, G, b, K R T / b, n]: the rows that meet one copy of keys, b = 1 or K of them."""
+    return x.reshape(*x.shape[:2], cache.shape[2], -1, x.shape[-1])

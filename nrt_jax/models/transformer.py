@@ -31,6 +31,23 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (scale * normalised).astype(x.dtype)
 
 
+def _project(x: jax.Array, weight: jax.Array, num_inputs: int = 1) -> jax.Array:
+    """Contracts the last `num_inputs` axes of x with the first ones of the weight, in x's dtype.
+
+    As one product of two matrices: with all of [P, K, T] as separate axes, the weight's gradient contracts over three
+    axes, which on CPU costs a transposition larger than the product itself (2.4 times the time of this form).
+    """
+    batch, outputs = x.shape[: x.ndim - num_inputs], weight.shape[num_inputs:]
+    width = math.prod(weight.shape[:num_inputs])
+    flat = x.reshape(-1, width) @ weight.astype(x.dtype).reshape(width, -1)
+    return flat.reshape(*batch, *outputs)
+
+
+def _by_head(x: jax.Array) -> jax.Array:
+    """[P, K, T, G, d] -> the cache's [P, G, K, T, d]."""
+    return jnp.transpose(x, (0, 3, 1, 2, 4))
+
+
 class Block(nnx.Module):
     """One decoder layer: x + attention(norm(x)), then x + swiglu(norm(x))."""
 
@@ -53,16 +70,16 @@ class Block(nnx.Module):
         self, x: jax.Array, positions: jax.Array, rotation: tuple[jax.Array, jax.Array], context: Sequence[KVCache]
     ) -> tuple[jax.Array, KVCache]:
         """x [P, K, T, D] -> (x, this layer's keys and values of these tokens)."""
-        c, cast = self.config, lambda param: param[...].astype(x.dtype)
+        c = self.config
         h = rms_norm(x, self.attention_norm[...], c.norm_eps)
-        q = rope.rotate(jnp.einsum("...td,dhe->...the", h, cast(self.q)), *rotation)
-        k = rope.rotate(jnp.einsum("...td,dge->...tge", h, cast(self.k)), *rotation)
-        v = jnp.einsum("...td,dge->...tge", h, cast(self.v))
-        own = KVCache(k=jnp.swapaxes(k, -3, -2), v=jnp.swapaxes(v, -3, -2), positions=positions)
+        q = rope.rotate(_project(h, self.q[...]), *rotation)
+        k = rope.rotate(_project(h, self.k[...]), *rotation)
+        v = _project(h, self.v[...])
+        own = KVCache(k=_by_head(k), v=_by_head(v), positions=positions)
         mixed = attention.attend(q, positions, (*context, own), c.sliding_window)
-        x = x + jnp.einsum("...the,hed->...td", mixed, cast(self.o))
+        x = x + _project(mixed, self.o[...], num_inputs=2)
         h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
-        x = x + (jax.nn.silu(h @ cast(self.gate)) * (h @ cast(self.up))) @ cast(self.down)
+        x = x + _project(jax.nn.silu(_project(h, self.gate[...])) * _project(h, self.up[...]), self.down[...])
         return x, own
 
 

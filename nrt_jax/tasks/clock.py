@@ -3,7 +3,7 @@
     Mia starts at 3 o'clock. She reads for 5 hours, walks for 4 hours and then sleeps for 6 hours.
     When does she stop reading, and when is she done?
 
-    trace   Mia reads until 8, walks until 12, sleeps until 6.
+    trace   From 3, reads 5 to 8, walks 4 to 12, sleeps 6 to 6.
     answer  Mia stops reading at 8 o'clock and is done at 6 o'clock.
 
 Why this task: time on a clock face is a sum modulo 12, so every proper subset of the numbers says nothing about the
@@ -48,7 +48,7 @@ KINDS = ("useful", "lazy", "sloppy", "filler", "irrelevant", "empty")
 FILLERS = ("Let me think about this.", "This is a question about time.", "Okay, let me see.", "Hmm, this is not easy.")
 IRRELEVANT = ("{name} likes {doing}.", "{name} likes {doing} and {other}.", "The weather is nice today.")
 
-_STOP = re.compile(r"(\w+) until (\d+)\b")
+_STEP = re.compile(r"(\w+) (\d+) to (\d+)\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,8 @@ class Problem:
 
     def trace(self, stops: tuple[int, ...] | None = None) -> str:
         """The working: where each activity ends. `stops` replaces the true hours, or cuts the working short."""
-        steps = zip(self.activities, self.stops if stops is None else stops)
-        return f"{self.name} " + ", ".join(f"{does} until {hour}" for does, hour in steps) + "."
+        steps = zip(self.activities, self.durations, self.stops if stops is None else stops)
+        return ", ".join([f"From {self.start}", *(f"{does} {n} to {hour}" for does, n, hour in steps)]) + "."
 
 
 PHRASINGS = 4
@@ -194,7 +194,7 @@ class ClockTask:
         """What a sampled trace is: "useful", "lazy" (right but cut short), "sloppy" (a wrong step), "other" or "empty"."""
         if not trace.strip():
             return "empty"
-        steps, gold = _STOP.findall(trace), _STOP.findall(example.trace or "")
+        steps, gold = _STEP.findall(trace), _STEP.findall(example.trace or "")
         if not steps:
             return "other"
         if steps == gold:
