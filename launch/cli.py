@@ -35,6 +35,7 @@ def run(
     prog: str,
     description: str,
     *,
+    default_config: str | None = None,
     args: Sequence[str] | None = None,
 ) -> None:
     """Runs a command: parses its config and calls `main` with it; bad input ends in one line and exit code 2.
@@ -44,13 +45,14 @@ def run(
         config_type: its config, a frozen dataclass.
         prog: how the command is called, such as `python -m launch.train`.
         description: what it does, for `--help`.
+        default_config: the config file that is used without `--config`; the type's defaults when None.
         args: the command line; `sys.argv[1:]` when None.
 
     Raises:
         SystemExit: 2 for bad input, 130 when interrupted, 0 after `--help`.
     """
     try:
-        main(parse(config_type, prog, description, args=args))
+        main(parse(config_type, prog, description, default_config=default_config, args=args))
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
@@ -60,7 +62,12 @@ def run(
 
 
 def parse(
-    config_type: type[ConfigT], prog: str, description: str, *, args: Sequence[str] | None = None
+    config_type: type[ConfigT],
+    prog: str,
+    description: str,
+    *,
+    default_config: str | None = None,
+    args: Sequence[str] | None = None,
 ) -> ConfigT:
     """Builds the config: its defaults, or those of the `--config` file, with the flags put over them.
 
@@ -69,8 +76,8 @@ def parse(
         SystemExit: 0 after `--help`.
     """
     flags, wants_help = _split(sys.argv[1:] if args is None else args)
-    config_file = flags.pop("config", None)
-    base = None if config_file is None else load_config(_one_token("config", config_file), config_type)
+    config_file = _one_token("config", flags.pop("config")) if "config" in flags else default_config
+    base = None if config_file is None else load_config(config_file, config_type)
     if wants_help:
         _print_help(config_type, base, prog, description)
     return _build(config_type, base, _convert(config_type, flags), prefix="")

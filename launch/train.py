@@ -35,4 +35,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, TrainConfig, "python -m launch.train", __doc__)
+    cli.run(main, TrainConfig, "python -m launch.train", __doc__, default_config="default")

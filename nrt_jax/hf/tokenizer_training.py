@@ -1,4 +1,4 @@
-"""Train the small tokenizer of the embedded model: byte-level BPE, as Llama 3 has it, over a task's own texts."""
+"""Train the small tokenizer of the embedded model: byte-level BPE, as Llama 3 has it, over a task's texts."""
 
 from collections.abc import Iterable
 
@@ -14,10 +14,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """Byte-level BPE that never fails: frequent words become one token, any other text falls back to bytes.
 
     Args:
-        texts: Segments (questions, traces, answers) one by one, since samples are tokenized segment by segment: a
+        texts: Segments (questions, traces, answers) one by one, as samples are tokenized segment by segment: a
             word that opens a segment has no space before it and needs its own token.
-        vocab_size: Upper limit, the 256 bytes and the special tokens included. Merging stops earlier when every word
-            of `texts` is one token.
+        vocab_size: Upper limit, the 256 bytes and the special tokens included. Merging stops earlier when
+            every word of `texts` is one token.
 
     Returns:
         A tokenizer that adds no special tokens by itself.

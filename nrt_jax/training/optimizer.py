@@ -1,6 +1,7 @@
 """AdamW with global-norm clipping, warm-up and a choice of decay, on optax."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 import optax
@@ -31,6 +32,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
 
+@functools.cache  # The same object each time: jit tells optimizers apart by identity.
 def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
     """The optimizer of a run of `num_updates` updates."""
     if config.schedule == "cosine":

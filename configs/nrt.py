@@ -1,0 +1,25 @@
+"""The released NRT recipe (arXiv 2602.11549): 207,360 prompts in 810 steps of 256, eight traces each, -log p rewards."""
+
+from nrt_jax.data.encode import TextConfig
+from nrt_jax.evaluation import EvaluationConfig
+from nrt_jax.objectives import AdvantageConfig
+from nrt_jax.training.config import RolloutConfig, TrainConfig
+from nrt_jax.training.optimizer import OptimizerConfig
+
+
+def get_config() -> TrainConfig:
+    """Give it `--model DIR --data FILE.jsonl`; the release does not clip at the empty trace's reward, the paper does."""
+    return TrainConfig(
+        steps=810,
+        updates_per_step=4,
+        micro_batches=8,
+        dtype="bfloat16",
+        remat=True,
+        text=TextConfig(max_prompt_length=4096, max_answer_length=4096),
+        rollout=RolloutConfig(prompts=256, group_size=8, max_trace_length=2048, temperature=1.0),
+        advantage=AdvantageConfig(clip="none"),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-6, warmup_updates=324, b1=0.9, b2=0.95, eps=1e-15, weight_decay=0.01
+        ),
+        evaluation=EvaluationConfig(questions=1024, every=50),
+    )
