@@ -1,4 +1,4 @@
-"""The miniature of the paper's ablation: reward modes, baseline clip, token signal and controls on the embedded task."""
+"""The miniature of the paper's ablation: modes, baseline clip, token signal and controls on the embedded task."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The released NRT recipe (arXiv 2602.11549): 207,360 prompts in 810 steps of 256, eight traces each, -log p rewards."""
+"""The released NRT recipe (arXiv 2602.11549): 810 steps of 256 prompts, eight traces each, -log p rewards."""
 
 from nrt_jax.data.encode import TextConfig
 from nrt_jax.evaluation import EvaluationConfig
@@ -8,7 +8,7 @@ from nrt_jax.training.optimizer import OptimizerConfig
 
 
 def get_config() -> TrainConfig:
-    """Give it `--model DIR --data FILE.jsonl`; the release does not clip at the empty trace's reward, the paper does."""
+    """Give it `--model DIR --data FILE.jsonl`. The release does not clip at the empty trace; the paper does."""
     return TrainConfig(
         steps=810,
         updates_per_step=4,

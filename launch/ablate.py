@@ -1,7 +1,7 @@
 """Run the ablation grid on the embedded task and write its table and plots.
 
-    python -m launch.ablate --output runs/ablation                    all arms, bases and seeds; resumes
-    python -m launch.ablate --arms "zero advantage" --seeds 0         a part of the grid
+python -m launch.ablate --output runs/ablation                    all arms, bases and seeds; resumes
+python -m launch.ablate --arms "zero advantage" --seeds 0         a part of the grid
 """
 
 from pathlib import Path
@@ -35,7 +35,9 @@ def _plots(rows, config: AblationConfig) -> list[Path]:
         figure, axes = plt.subplots(1, len(panels), figsize=(16, 4), sharey=True)
         for axis, (title, suffix) in zip(axes, panels.items(), strict=True):
             mine = [row for row in rows if row["base"] == base]
-            arms = dict.fromkeys(r["arm"] for r in mine if (r["arm"].endswith(suffix) if suffix else "," not in r["arm"]))
+            arms = dict.fromkeys(
+                r["arm"] for r in mine if (r["arm"].endswith(suffix) if suffix else "," not in r["arm"])
+            )
             for arm in arms:
                 curves = [row["curve"] for row in mine if row["arm"] == arm]
                 steps = [step for step, _ in curves[0]]

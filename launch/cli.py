@@ -102,9 +102,7 @@ def load_config(name: str, config_type: type[ConfigT]) -> ConfigT:
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
-            raise UserError(
-                f"--config {name}: no get_config() in it; define one that returns {config_type.__name__}"
-            )
+            raise UserError(f"--config {name}: no get_config() in it; define one that returns {config_type.__name__}")
         config = module.get_config()
     except UserError:
         raise
@@ -112,9 +110,7 @@ def load_config(name: str, config_type: type[ConfigT]) -> ConfigT:
         raise UserError(f"--config {name}: the file fails with {type(error).__name__}: {error}") from error
     if not isinstance(config, config_type):
         found = type(config).__name__
-        raise UserError(
-            f"--config {name}: get_config() returns {found}; this command takes {config_type.__name__}"
-        )
+        raise UserError(f"--config {name}: get_config() returns {found}; this command takes {config_type.__name__}")
     return config
 
 

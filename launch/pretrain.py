@@ -1,6 +1,6 @@
 """Make the embedded base model from scratch: tokenizer, skill, habit.
 
-    python -m launch.pretrain --output nrt_jax/assets/tiny
+python -m launch.pretrain --output nrt_jax/assets/tiny
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Train a policy: Native Reasoning Training, or supervised fine-tuning.
 
-    python -m launch.train                                            the embedded model on its built-in task
-    python -m launch.train --model DIR --data FILE.jsonl              your model, your question-answer rows
-    python -m launch.train --config configs/NAME.py --workdir DIR     a recipe; run it again to resume
+python -m launch.train                                            the embedded model on its built-in task
+python -m launch.train --model DIR --data FILE.jsonl              your model, your question-answer rows
+python -m launch.train --config configs/NAME.py --workdir DIR     a recipe; run it again to resume
 """
 
 import datetime

@@ -72,7 +72,7 @@ def resolve(
         The format, and the model, params and tokenizer, grown by the added tokens.
 
     Raises:
-        UserError: A token is missing and must not be added, or the tokenizer has no EOS.
+        UserError: A token is missing and must not be added, there is no EOS, or it is the delimiter.
     """
     if not config.closing:
         raise UserError("trace.closing: is empty; expected the delimiter between trace and answer")
@@ -87,6 +87,10 @@ def resolve(
                 "pass --trace.add-tokens any to add it (its embedding is copied from EOS)"
             )
     texts = [text for text in (config.opening, config.closing) if text]
+    if config.closing == tokenizer.eos_token:
+        raise UserError(
+            f"trace.closing: {config.closing!r} is the EOS token, which ends answers; expected another token"
+        )
     model, params, tokenizer = hf.add_tokens(model, params, tokenizer, texts)
     ids = [hf.token_id(tokenizer, text) for text in texts]
     special = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

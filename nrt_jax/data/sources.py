@@ -46,7 +46,7 @@ def load(data: str, config: DataConfig, *, num_held_out: int, seed: int) -> tupl
     """
     if data in tasks.TASKS:
         if config.held_out:
-            raise UserError(f"data.held_out: {config.held_out!r} given with task {data!r}, which has its own split")
+            raise UserError(f"dataset.held_out: {config.held_out!r} given with task {data!r}, which has its own split")
         task, level = tasks.get(data), {"level": config.level} if config.level else {}
         train = task.examples(config.size, seed, split="train", **level)
         return train, task.examples(num_held_out, seed, split="heldout", **level)
@@ -75,8 +75,10 @@ def read_jsonl(path: str, config: DataConfig) -> list[Example]:
         raise UserError(f"data: cannot read {path!r}: {reason}; expected a JSONL file") from error
     examples = [_parse_row(path, number, line, config) for number, line in enumerate(lines, 1) if line.strip()]
     if not examples:
-        raise UserError(f"data: {path!r} is empty; expected one JSON object a line with {config.question_column!r} "
-                        f"and {config.answer_column!r}")
+        raise UserError(
+            f"data: {path!r} is empty; expected one JSON object a line with {config.question_column!r} "
+            f"and {config.answer_column!r}"
+        )
     return examples
 
 
@@ -93,8 +95,10 @@ def _parse_row(path: str, number: int, line: str, config: DataConfig) -> Example
         value = row.get(column)
         if not isinstance(value, str) or not value.strip():
             found = "is missing" if column not in row else f"is {value!r:.40}"
-            raise UserError(f"{where}: {field} column {column!r} {found}; expected non-empty text "
-                            f"(set --dataset.{field}-column if it has another name)")
+            raise UserError(
+                f"{where}: {field} column {column!r} {found}; expected non-empty text "
+                f"(set --dataset.{field}-column if it has another name)"
+            )
         values.append(value)
     trace = row.get("trace")
     return Example(values[0], values[1], trace if isinstance(trace, str) else None)

@@ -5,7 +5,6 @@ from nrt_jax.evaluation.accuracy import (
     EvaluationConfig,
     Limits,
     answer_questions,
-    empty_trace_accuracy,
     hard_tokens,
     summarise,
 )
@@ -15,7 +14,6 @@ __all__ = [
     "EvaluationConfig",
     "Limits",
     "answer_questions",
-    "empty_trace_accuracy",
     "hard_tokens",
     "summarise",
 ]

@@ -44,6 +44,8 @@ class Answered:
         trace: The sampled trace, as text.
         answer: The answer as text, None where the delimiter was never written.
         correct: The answer is the reference, spaces at the ends aside.
+        empty_trace_answer: The greedy answer when the delimiter follows the question at once.
+        empty_trace_correct: Whether that is the reference.
         token_log_probs: log c_i of y* after this trace, in nats.
         base_token_log_probs: log c_i,base of y* after the empty trace, in nats.
     """
@@ -53,6 +55,8 @@ class Answered:
     trace: str
     answer: str | None
     correct: bool
+    empty_trace_answer: str
+    empty_trace_correct: bool
     token_log_probs: tuple[float, ...]
     base_token_log_probs: tuple[float, ...]
 
@@ -74,56 +78,45 @@ def answer_questions(
     config: EvaluationConfig,
     limits: Limits,
 ) -> list[Answered]:
-    """Samples one trace and answer for each question, and scores y* after that trace and after none."""
+    """Samples one trace and answer for each question, answers it without a trace, and scores y* after both."""
     answered = []
+    stop_ids = jnp.array([encoder.format.eos], jnp.int32)
+    own = SamplingConfig(
+        stop_ids=stop_ids,
+        temperature=jnp.float32(config.temperature),
+        max_new_tokens=limits.trace + 1 + limits.answer,
+    )
+    direct = SamplingConfig(stop_ids=stop_ids, temperature=jnp.float32(0.0), max_new_tokens=limits.answer)
     for start in range(0, len(rows), config.batch_size):
         part = list(rows[start : start + config.batch_size])
         padded = part + part[-1:] * (min(config.batch_size, len(rows)) - len(part))  # One shape, one program.
-        tokens, lengths, log_probs, base = _sample_and_score(
-            model, params, encoder.batch(padded), jax.random.fold_in(rng, start), _stopping_at_eos(encoder, config, limits)
-        )
-        tokens, lengths, log_probs, base = jax.device_get((tokens, lengths, log_probs, base))
-        for i, row in enumerate(part):
-            trace, answer = encoder.format.split(tokens[i, : lengths[i]])
-            answer = None if answer is None else encoder.tokenizer.decode(answer)
-            num = len(row.answer)
-            answered.append(
-                Answered(
-                    question=row.example.question,
-                    reference=row.example.answer,
-                    trace=encoder.tokenizer.decode(trace),
-                    answer=answer,
-                    correct=answer is not None and answer.strip() == row.example.answer.strip(),
-                    token_log_probs=tuple(log_probs[i, :num].tolist()),
-                    base_token_log_probs=tuple(base[i, :num].tolist()),
-                )
-            )
+        skipping = [dataclasses.replace(row, prompt=(*row.prompt, encoder.format.delimiter)) for row in padded]
+        sampled = _sample_and_score(model, params, encoder.batch(padded), jax.random.fold_in(rng, start), own)
+        empty = sample(model, params, encoder.batch(skipping).prompts, rng, direct)
+        sampled, empty = jax.device_get((sampled, (empty.tokens[:, 0], empty.mask[:, 0])))
+        answered += [_answered(encoder, row, sampled, empty, i) for i, row in enumerate(part)]
     return answered
 
 
-def empty_trace_accuracy(
-    model: Model,
-    params: Params,
-    encoder: Encoder,
-    rows: Sequence[Encoded],
-    config: EvaluationConfig,
-    limits: Limits,
-) -> float:
-    """Share of right greedy answers when the trace is skipped: the delimiter follows the question at once."""
-    direct = [dataclasses.replace(row, prompt=(*row.prompt, encoder.format.delimiter)) for row in rows]
-    greedy = dataclasses.replace(config, temperature=0.0)
-    sampling = _stopping_at_eos(encoder, greedy, Limits(trace=0, answer=limits.answer))
-    correct = 0
-    for start in range(0, len(rows), config.batch_size):
-        part = direct[start : start + config.batch_size]
-        padded = part + part[-1:] * (min(config.batch_size, len(rows)) - len(part))
-        rollout = sample(model, params, encoder.batch(padded).prompts, jax.random.key(0), sampling)
-        tokens, mask = jax.device_get((rollout.tokens[:, 0], rollout.mask[:, 0]))
-        for i, row in enumerate(part):
-            ids = tokens[i][mask[i]]
-            text = encoder.tokenizer.decode(ids[:-1] if ids[-1:] == encoder.format.eos else ids)
-            correct += text.strip() == row.example.answer.strip()
-    return correct / len(rows)
+def _answered(encoder: Encoder, row: Encoded, sampled, empty, i: int) -> Answered:
+    """What row i of a batch amounts to, in text."""
+    tokens, lengths, log_probs, base = sampled
+    reference, num = row.example.answer, len(row.answer)
+    trace, answer = encoder.format.split(tokens[i, : lengths[i]])
+    answer = None if answer is None else encoder.tokenizer.decode(answer)
+    direct = empty[0][i][empty[1][i]]
+    direct = encoder.tokenizer.decode(direct[:-1] if direct[-1:] == encoder.format.eos else direct)
+    return Answered(
+        question=row.example.question,
+        reference=reference,
+        trace=encoder.tokenizer.decode(trace),
+        answer=answer,
+        correct=answer is not None and answer.strip() == reference.strip(),
+        empty_trace_answer=direct,
+        empty_trace_correct=direct.strip() == reference.strip(),
+        token_log_probs=tuple(log_probs[i, :num].tolist()),
+        base_token_log_probs=tuple(base[i, :num].tolist()),
+    )
 
 
 def summarise(answered: Sequence[Answered], hard: Sequence[np.ndarray] | None = None) -> dict[str, float]:
@@ -134,7 +127,7 @@ def summarise(answered: Sequence[Answered], hard: Sequence[np.ndarray] | None = 
         hard: For each question, which tokens of y* count as hard (`hard_tokens` of the policy before training).
 
     Returns:
-        accuracy; answer_prob, the mean of prod_i c_i; token_prob, the mean c_i; both again for the empty trace;
+        accuracy; answer_prob, the mean of prod_i c_i; token_prob, the mean c_i; all three again for the empty trace;
         empty_trace_share; trace_words; hard_token_prob, the mean c_i over hard tokens, if given.
     """
     c = [np.exp(a.token_log_probs) for a in answered]
@@ -143,8 +136,9 @@ def summarise(answered: Sequence[Answered], hard: Sequence[np.ndarray] | None = 
         "accuracy": np.mean([a.correct for a in answered]),
         "answer_prob": np.mean([np.prod(x) for x in c]),
         "token_prob": np.mean(np.concatenate(c)),
-        "empty_trace_answer_prob": np.mean([np.prod(x) for x in base]),
-        "empty_trace_token_prob": np.mean(np.concatenate(base)),
+        "accuracy_empty_trace": np.mean([a.empty_trace_correct for a in answered]),
+        "answer_prob_empty_trace": np.mean([np.prod(x) for x in base]),
+        "token_prob_empty_trace": np.mean(np.concatenate(base)),
         "empty_trace_share": np.mean([not a.trace.strip() for a in answered]),
         "trace_words": np.mean([len(a.trace.split()) for a in answered]),
     }
@@ -156,14 +150,6 @@ def summarise(answered: Sequence[Answered], hard: Sequence[np.ndarray] | None = 
 def hard_tokens(answered: Sequence[Answered], threshold: float = 0.5) -> list[np.ndarray]:
     """For each question, which tokens of y* have c_base below the threshold."""
     return [np.exp(a.base_token_log_probs) < threshold for a in answered]
-
-
-def _stopping_at_eos(encoder: Encoder, config: EvaluationConfig, limits: Limits) -> SamplingConfig:
-    return SamplingConfig(
-        stop_ids=jnp.array([encoder.format.eos], jnp.int32),
-        temperature=jnp.float32(config.temperature),
-        max_new_tokens=limits.trace + 1 + limits.answer,
-    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

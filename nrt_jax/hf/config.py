@@ -53,13 +53,9 @@ def from_hf(raw: Mapping[str, Any], *, dtype: str = "float32") -> ModelConfig:
     hidden, heads = _integer(raw, "hidden_size"), _integer(raw, "num_attention_heads")
     kv_heads = _integer(raw, "num_key_value_heads", heads)
     if heads % kv_heads:
-        raise UserError(
-            f"config.json: num_key_value_heads: {kv_heads}; expected a divisor of {heads} query heads"
-        )
+        raise UserError(f"config.json: num_key_value_heads: {kv_heads}; expected a divisor of {heads} query heads")
     if raw.get("head_dim") is None and hidden % heads:
-        raise UserError(
-            f"config.json: hidden_size: {hidden}; expected a multiple of {heads} heads, or a head_dim"
-        )
+        raise UserError(f"config.json: hidden_size: {hidden}; expected a multiple of {heads} heads, or a head_dim")
     head_dim = _integer(raw, "head_dim", hidden // heads)
     if head_dim % 2:
         raise UserError(f"config.json: head_dim: {head_dim}; rotary position embedding needs an even number")
@@ -106,9 +102,7 @@ def to_hf(config: ModelConfig, original: Mapping[str, Any] | None = None) -> dic
 def _fields(config: ModelConfig, rope_parameters: bool) -> dict[str, Any]:
     rope, scaling = config.rope, None
     if rope.type == "llama3":
-        scaling = {
-            field: getattr(rope, field) for field in (*_LLAMA3_FIELDS, "original_max_position_embeddings")
-        }
+        scaling = {field: getattr(rope, field) for field in (*_LLAMA3_FIELDS, "original_max_position_embeddings")}
         scaling["rope_type"] = "llama3"
     if rope_parameters:
         rotary = {"rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": rope.theta}}
@@ -153,9 +147,7 @@ def _rope(raw: Mapping[str, Any], max_positions: int) -> RopeConfig:
     return RopeConfig(
         theta=theta,
         type="llama3",
-        original_max_position_embeddings=_integer(
-            scaling, "original_max_position_embeddings", max_positions, field
-        ),
+        original_max_position_embeddings=_integer(scaling, "original_max_position_embeddings", max_positions, field),
         **{name: _number(scaling, name, None, field) for name in _LLAMA3_FIELDS},
     )
 
@@ -175,9 +167,7 @@ def _value(raw: Mapping[str, Any], field: str, default: Any, parent: str | None)
     return name, value
 
 
-def _integer(
-    raw: Mapping[str, Any], field: str, default: int | None = None, parent: str | None = None
-) -> int:
+def _integer(raw: Mapping[str, Any], field: str, default: int | None = None, parent: str | None = None) -> int:
     name, value = _value(raw, field, default, parent)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{name}: found {value!r}; expected a positive integer")

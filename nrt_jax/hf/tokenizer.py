@@ -29,9 +29,7 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
     """
     folder = Path(path)
     if folder.is_dir() and not any(folder.glob("tokenizer*")):
-        raise UserError(
-            f"{path}: no tokenizer found; expected tokenizer.json and tokenizer_config.json in it"
-        )
+        raise UserError(f"{path}: no tokenizer found; expected tokenizer.json and tokenizer_config.json in it")
     # An absolute or dotted path cannot be a hub id; asking the hub for it would end in a puzzling message.
     if not folder.is_dir() and (folder.is_absolute() or str(path).startswith(".") or len(folder.parts) > 2):
         raise UserError(f"{path}: no such folder; expected a local folder with a tokenizer or a hub id")
@@ -102,13 +100,9 @@ def add_tokens(
     if not missing:
         return model, params, tokenizer
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            "tokenizer: has no EOS token, whose embedding row new tokens copy; set eos_token in its config"
-        )
+        raise UserError("tokenizer: has no EOS token, whose embedding row new tokens copy; set eos_token in its config")
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.add_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in missing], special_tokens=True
-    )
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in missing], special_tokens=True)
     ids = [token_id(tokenizer, token) for token in missing]
     config = model.config
     resized = dataclasses.replace(config, vocab_size=max(config.vocab_size, vocabulary_size(tokenizer)))

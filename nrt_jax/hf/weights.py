@@ -226,16 +226,12 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     for name in names:
         # A downloaded index must not make us open a file outside its own folder.
         if not isinstance(name, str) or not name.endswith(".safetensors") or re.search(r"[/\\:]", name):
-            raise UserError(
-                f"{folder / INDEX_FILE}: weight_map: found {name!r}; expected a file name in this folder"
-            )
+            raise UserError(f"{folder / INDEX_FILE}: weight_map: found {name!r}; expected a file name in this folder")
         files[name] = _open_file(folder / name, stack)
     held = {name: set(file.keys()) for name, file in files.items()}
     for tensor, name in weight_map.items():
         if tensor not in held[name]:
-            raise UserError(
-                f"{folder / name}: tensor {tensor} is missing, though {INDEX_FILE} places it here"
-            )
+            raise UserError(f"{folder / name}: tensor {tensor} is missing, though {INDEX_FILE} places it here")
     return {tensor: files[name] for tensor, name in weight_map.items()}
 
 
@@ -257,9 +253,7 @@ def _check(checkpoint: Mapping[str, Any], config: ModelConfig, sizes: Mapping[st
         if found != shape:
             raise UserError(f"tensor {name}: found shape {found}; its config.json expects {shape}")
         if header.get_dtype() not in _STORED_DTYPES:
-            raise UserError(
-                f"tensor {name}: found dtype {header.get_dtype()}; expected {' or '.join(_STORED_DTYPES)}"
-            )
+            raise UserError(f"tensor {name}: found dtype {header.get_dtype()}; expected {' or '.join(_STORED_DTYPES)}")
     for name in checkpoint:
         if name in expected or _is_redundant(name, config):
             continue

@@ -67,7 +67,11 @@ class Block(nnx.Module):
         self.down = _normal(rngs, (d_ff, d_model), d_ff**-0.5 / depth, ("mlp", "embed"))
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, rotation: tuple[jax.Array, jax.Array], context: Sequence[KVCache]
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        rotation: tuple[jax.Array, jax.Array],
+        context: Sequence[KVCache],
     ) -> tuple[jax.Array, KVCache]:
         """x [P, K, T, D] -> (x, this layer's keys and values of these tokens)."""
         c = self.config
@@ -94,7 +98,11 @@ class Transformer(nnx.Module):
         def stack(rngs):
             return Block(config, rngs)
 
-        shape, axes, std = (config.vocab_size, config.hidden_size), ("vocab", "embed"), config.hidden_size**-0.5
+        shape, axes, std = (
+            (config.vocab_size, config.hidden_size),
+            ("vocab", "embed"),
+            config.hidden_size**-0.5,
+        )
         self.embedding = _normal(rngs, shape, std, axes)
         self.layers = stack(rngs)
         self.final_norm = _Param(jnp.ones(config.hidden_size), out_sharding=("embed",))

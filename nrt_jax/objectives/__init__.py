@@ -1,7 +1,14 @@
 """Advantages and losses: functions of rewards and log-probabilities, with no model inside."""
 
 from nrt_jax.objectives.advantage import AdvantageConfig, group_advantage
-from nrt_jax.objectives.nrt import Denominators, LossMasks, NRTLossConfig, denominators, nrt_loss, token_signal
+from nrt_jax.objectives.nrt import (
+    Denominators,
+    LossMasks,
+    NRTLossConfig,
+    denominators,
+    nrt_loss,
+    token_signal,
+)
 from nrt_jax.objectives.sft import sft_loss
 
 __all__ = [

@@ -158,9 +158,7 @@ def nrt_loss(
     delimiter_loss = jnp.sum(-log_probs, where=masks.delimiter) / divide_by.delimiter
     token_loss = jnp.sum(-token_signal * log_probs, where=masks.reference) / divide_by.token
     loss = (
-        config.trace_weight * trace_loss
-        + config.delimiter_weight * delimiter_loss
-        + config.token_weight * token_loss
+        config.trace_weight * trace_loss + config.delimiter_weight * delimiter_loss + config.token_weight * token_loss
     )
     num_trace = jnp.maximum(jnp.sum(masks.trace), 1)
     return loss, {

@@ -85,9 +85,7 @@ AGGREGATIONS = {
 }
 
 
-def aggregate(
-    mode: str, log_probs: jax.Array, mask: jax.Array, base_log_probs: jax.Array | None = None
-) -> Reward:
+def aggregate(mode: str, log_probs: jax.Array, mask: jax.Array, base_log_probs: jax.Array | None = None) -> Reward:
     """R = f(c) and its token signal, for one of `AGGREGATIONS`. Constant in the loss: no gradient flows out.
 
     Args:

@@ -134,9 +134,7 @@ def sample(model: Model, params: Params, prompts: Prompts, rng: jax.Array, confi
     )
 
 
-def prefill(
-    model: Model, params: Params, prompts: Prompts, *, remat: bool = False
-) -> tuple[jax.Array, KVCache]:
+def prefill(model: Model, params: Params, prompts: Prompts, *, remat: bool = False) -> tuple[jax.Array, KVCache]:
     """Runs each prompt once: hidden [P, X, D] and its cache with K = 1."""
     positions = jnp.where(prompts.mask, jnp.arange(prompts.tokens.shape[1]), -1)
     hidden, cache = model.apply(params, prompts.tokens[:, None], positions[:, None], remat=remat)

@@ -27,12 +27,21 @@ from nrt_jax.errors import unknown_name
 
 HOURS = 12
 
-#: No activity takes longer. Few enough sums (12 starts x 5) to be learned in a minute; the end stays a guess, since the
-#: start is uniform on the clock.
-MAX_HOURS = 5
+#: No activity takes longer: few enough sums (12 x 8) for a tiny model to learn in a minute, enough spread to make the
+#: end a guess.
+MAX_HOURS = 8
 
 #: Person -> pronoun.
-PEOPLE = {"Mia": "she", "Anna": "she", "Sara": "she", "Lena": "she", "Tom": "he", "Ben": "he", "Max": "he", "Paul": "he"}
+PEOPLE = {
+    "Mia": "she",
+    "Anna": "she",
+    "Sara": "she",
+    "Lena": "she",
+    "Tom": "he",
+    "Ben": "he",
+    "Max": "he",
+    "Paul": "he",
+}
 
 #: What a person does for some hours, as the question says it -> as "stops ..." takes it.
 ACTIVITIES = {
@@ -50,7 +59,12 @@ HELD_OUT_ONE_IN = 8
 #: What a pretraining document may have between its question and its answer.
 KINDS = ("useful", "lazy", "sloppy", "filler", "irrelevant", "empty")
 
-FILLERS = ("Let me think about this.", "This is a question about time.", "Okay, let me see.", "Hmm, this is not easy.")
+FILLERS = (
+    "Let me think about this.",
+    "This is a question about time.",
+    "Okay, let me see.",
+    "Hmm, this is not easy.",
+)
 IRRELEVANT = ("{name} likes {doing}.", "{name} likes {doing} and {other}.", "The weather is nice today.")
 
 _STEP = re.compile(r"(\w+) (\d+) to (\d+)\b")
@@ -88,8 +102,9 @@ class Problem:
         return "heldout" if int.from_bytes(digest[:4], "big") % HELD_OUT_ONE_IN == 0 else "train"
 
     def question(self) -> str:
+        """The problem in words."""
         name, they = self.name, PEOPLE[self.name]
-        spans = [f"{does} for {_hours(n)}" for does, n in zip(self.activities, self.durations)]
+        spans = [f"{does} for {_hours(n)}" for does, n in zip(self.activities, self.durations, strict=True)]
         listed = ", ".join(spans[:-1])
         doing = ACTIVITIES[self.activities[0]]
         start = f"{self.start} o'clock"
@@ -101,13 +116,14 @@ class Problem:
         )[self.phrasing]
         return f"{story} When does {they} stop {doing}, and when is {they} done?"
 
-    def answer(self) -> str:
-        doing = ACTIVITIES[self.activities[0]]
-        return f"{self.name} stops {doing} at {self.stops[0]} o'clock and is done at {self.stops[-1]} o'clock."
+    def answer(self, stops: tuple[int, ...] | None = None) -> str:
+        """The reference answer, or the one that wrong `stops` lead to."""
+        stops, doing = stops or self.stops, ACTIVITIES[self.activities[0]]
+        return f"{self.name} stops {doing} at {stops[0]} o'clock and is done at {stops[-1]} o'clock."
 
     def trace(self, stops: tuple[int, ...] | None = None) -> str:
         """The working: where each activity ends. `stops` replaces the true hours or cuts it short."""
-        steps = zip(self.activities, self.durations, self.stops if stops is None else stops)
+        steps = zip(self.activities, self.durations, self.stops if stops is None else stops, strict=False)
         return ", ".join([f"From {self.start}", *(f"{does} {n} to {hour}" for does, n, hour in steps)]) + "."
 
 
@@ -132,19 +148,22 @@ def _problems(rng: random.Random, split: str, level: str) -> Iterator[Problem]:
             yield problem
 
 
-def _trace(problem: Problem, kind: str, rng: random.Random) -> str:
+def _document(problem: Problem, kind: str, rng: random.Random) -> Example:
+    """Question, a trace of the given kind, and the answer: the right one, unless the trace works out a wrong one."""
+    trace, answer = "", problem.answer()
     if kind == "useful":
-        return problem.trace()
-    if kind == "lazy":
-        return problem.trace(problem.stops[: rng.randrange(1, len(problem.stops))])
-    if kind == "sloppy":
-        return problem.trace(tuple(rng.randint(1, HOURS) for _ in problem.stops))
-    if kind == "filler":
-        return rng.choice(FILLERS)
-    if kind == "irrelevant":
+        trace = problem.trace()
+    elif kind == "lazy":
+        trace = problem.trace(problem.stops[: rng.randrange(1, len(problem.stops))])
+    elif kind == "sloppy":
+        wrong = tuple(rng.randint(1, HOURS) for _ in problem.stops)
+        trace, answer = problem.trace(wrong), problem.answer(wrong)
+    elif kind == "filler":
+        trace = rng.choice(FILLERS)
+    elif kind == "irrelevant":
         doing, other = rng.sample(tuple(ACTIVITIES.values()), 2)
-        return rng.choice(IRRELEVANT).format(name=problem.name, doing=doing, other=other)
-    return ""
+        trace = rng.choice(IRRELEVANT).format(name=problem.name, doing=doing, other=other)
+    return Example(problem.question(), answer, trace)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +180,11 @@ class ClockTask:
         """
         return [Example(p.question(), p.answer(), p.trace()) for p in self._draw(n, seed, split, level)]
 
-    def documents(
-        self, n: int, seed: int, mixture: Mapping[str, float], level: str = "default"
-    ) -> list[Example]:
-        """n pretraining documents of the train split, the answer always right, the trace of a kind drawn from `mixture`.
+    def documents(self, n: int, seed: int, mixture: Mapping[str, float], level: str = "default") -> list[Example]:
+        """n pretraining documents of the train split, each trace of a kind drawn from `mixture`.
+
+        As in text that people write, the answer follows from the working where there is some: sloppy working ends in a
+        wrong answer.
 
         Args:
             n: Number of documents.
@@ -178,11 +198,11 @@ class ClockTask:
         for kind in mixture:
             if kind not in KINDS:
                 raise unknown_name("mixture", kind, KINDS)
-        kinds, weights = zip(*mixture.items())
+        kinds, weights = zip(*mixture.items(), strict=True)
         rng = random.Random(f"{self.name}/documents/{seed}")
         problems = self._draw(n, seed, "train", level)
         drawn = rng.choices(kinds, weights, k=n)
-        return [Example(p.question(), p.answer(), _trace(p, kind, rng)) for p, kind in zip(problems, drawn)]
+        return [_document(problem, kind, rng) for problem, kind in zip(problems, drawn, strict=True)]
 
     def is_correct(self, example: Example, completion: str) -> bool:
         """Whether a completion (the text after the delimiter) is the whole reference answer."""
@@ -193,7 +213,7 @@ class ClockTask:
         return self.trace_kind(example, trace) == "useful"
 
     def trace_kind(self, example: Example, trace: str) -> str:
-        """What a sampled trace is: "useful", "lazy" (right but cut short), "sloppy" (a wrong step), "other" or "empty"."""
+        """What a sampled trace is: useful, lazy (right but cut short), sloppy (a wrong step), other or empty."""
         if not trace.strip():
             return "empty"
         steps, gold = _STEP.findall(trace), _STEP.findall(example.trace or "")

@@ -85,7 +85,7 @@ def run_grid(config: AblationConfig, log: Callable[[str], None] = print) -> None
 
 
 def collect(config: AblationConfig) -> list[dict[str, Any]]:
-    """Figures and curves of every finished run: base, arm, seed, the summary, `entropy` and `curve` (step, accuracy)."""
+    """Every finished run: base, arm, seed, its summary, `entropy`, and `curve` of (step, accuracy)."""
     rows = []
     for base, arm, seed, folder in _runs(config):
         if not (folder / "summary.json").exists():

@@ -39,9 +39,7 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(dict(extra or {}))
-        )
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(dict(extra or {})))
         self._manager.save(step, args=items, force=True)
 
     def restore(self, abstract_state: StateT, *, step: int | None = None) -> tuple[StateT, dict[str, Any]]:
@@ -61,25 +59,19 @@ class Checkpointer:
         self.wait()
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
-            raise UserError(
-                f"checkpoint {str(self.folder)!r}: no checkpoint{'' if step is None else f' {step}'} here"
-            )
+            raise UserError(f"checkpoint {str(self.folder)!r}: no checkpoint{'' if step is None else f' {step}'} here")
         where = f"checkpoint {str(self.folder / str(step))!r}"
         abstract_state = jax.tree.map(_abstract, abstract_state)
         try:
             stored = self._manager.item_metadata(step).state
             _check_fits(where, stored, abstract_state)
-            items = ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), extra=ocp.args.JsonRestore()
-            )
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), extra=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=items)
         except UserError:
             raise
         except Exception as error:  # Orbax and its storage raise many kinds
             reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{where}: cannot be read ({type(error).__name__}: {reason}); use another one"
-            ) from error
+            raise UserError(f"{where}: cannot be read ({type(error).__name__}: {reason}); use another one") from error
         return restored.state, restored.extra
 
     def latest_step(self) -> int | None:

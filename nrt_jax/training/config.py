@@ -6,9 +6,10 @@ from typing import Literal
 from nrt_jax.data.encode import TextConfig
 from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.data.sources import DataConfig
-from nrt_jax.errors import UserError
+from nrt_jax.errors import UserError, unknown_name
 from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
+from nrt_jax.rewards import AGGREGATIONS
 from nrt_jax.training.optimizer import OptimizerConfig
 
 
@@ -127,6 +128,19 @@ class TrainConfig:
         for field, value in positive.items():
             if not value > 0:
                 raise UserError(f"{field}: {value} is not positive; expected a number above 0")
+        not_negative = {
+            "seed": self.seed,
+            "rollout.max_length": self.rollout.max_length,
+            "evaluation.every": self.evaluation.every,
+            "evaluation.examples": self.evaluation.examples,
+            "evaluation.temperature": self.evaluation.temperature,
+            "checkpoint.every": self.checkpoint.every,
+        }
+        for field, value in not_negative.items():
+            if not value >= 0:
+                raise UserError(f"{field}: {value} is negative; expected 0 or more")
+        if self.reward.mode not in (*AGGREGATIONS, "random"):
+            raise unknown_name("reward.mode", self.reward.mode, (*AGGREGATIONS, "random"))
         if self.objective == "nrt" and self.rollout.group_size < 2 and self.advantage.scale == "std":
             raise UserError(
                 f"rollout.group_size: {self.rollout.group_size} trace has no standard deviation; "

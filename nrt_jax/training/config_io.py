@@ -22,9 +22,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     Raises:
         TypeError: a field holds something that JSON cannot say: a programmer's mistake, not a user's.
     """
-    return {
-        field.name: _encode(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init
-    }
+    return {field.name: _encode(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
 
 
 def from_dict(config_type: type[ConfigT], values: Mapping[str, Any], *, where: str = "config") -> ConfigT:
@@ -39,9 +37,7 @@ def from_dict(config_type: type[ConfigT], values: Mapping[str, Any], *, where: s
         UserError: an unknown field, a value of another type, or a required field that is absent.
     """
     if not isinstance(values, Mapping):
-        raise UserError(
-            f"{where}: bad value {values!r}; expected an object with the fields of {config_type.__name__}"
-        )
+        raise UserError(f"{where}: bad value {values!r}; expected an object with the fields of {config_type.__name__}")
     hints = init_types(config_type)
     for name in values:
         if name not in hints:
@@ -148,8 +144,4 @@ def _first_that_fits(hints: list[Any], value: Any, where: str, union: Any) -> An
             return _decode(hint, value, where)
         except UserError as error:
             errors.append(error)
-    raise (
-        errors[0]
-        if len(errors) == 1
-        else UserError(f"{where}: bad value {value!r}; expected {describe(union)}")
-    )
+    raise (errors[0] if len(errors) == 1 else UserError(f"{where}: bad value {value!r}; expected {describe(union)}"))

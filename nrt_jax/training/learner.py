@@ -85,9 +85,7 @@ def from_rollout(
     matched = rollout.matched(reference.delimiter)
     delimiter_log_prob = jnp.take_along_axis(rollout.delimiter_log_probs, length, axis=-1)[..., 0]
     last = jnp.take_along_axis(batch.prompts.tokens, jnp.maximum(rollout.prompt_length - 1, 0)[:, None], axis=1)
-    tokens = place(
-        rollout.tokens, jnp.broadcast_to(reference.delimiter, matched.shape), per_group(reference.tokens)
-    )
+    tokens = place(rollout.tokens, jnp.broadcast_to(reference.delimiter, matched.shape), per_group(reference.tokens))
     return LearnerBatch(
         prompts=batch.prompts,
         tokens=jnp.where(in_trace | at_delimiter | in_answer, tokens, 0).at[..., 0].set(last),
@@ -149,7 +147,9 @@ def completion_log_probs(
     return token_log_probs(hidden, model.head(params), batch.tokens, temperature=temperature)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer", "config", "micro_batches", "remat"), donate_argnums=0)
+@functools.partial(
+    jax.jit, static_argnames=("model", "optimizer", "config", "micro_batches", "remat"), donate_argnums=0
+)
 def update(
     state: TrainState,
     batch: LearnerBatch,

@@ -13,7 +13,7 @@ import jax
 
 from nrt_jax import hf
 from nrt_jax.data import pipeline
-from nrt_jax.evaluation import Answered, answer_questions, empty_trace_accuracy, hard_tokens, summarise
+from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
 from nrt_jax.rollout import sample
 from nrt_jax.training import workdir as run_folder
 from nrt_jax.training.checkpoint import Checkpointer
@@ -37,7 +37,7 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
 
     Args:
         config: The run; validated.
-        setup: Its model and data (`setup.prepare`).
+        setup: Its model and data (`setup.prepare`); its params are donated to the first update.
         folder: The run's folder, which may hold an earlier part of the same run.
         log: Takes lines meant for a person.
 
@@ -128,9 +128,7 @@ def minibatch(batch: LearnerBatch, index: int, count: int) -> LearnerBatch:
 
 def _answer(config: TrainConfig, setup: Setup, params) -> list[Answered]:
     rng = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_STREAM)
-    return answer_questions(
-        setup.model, params, setup.encoder, setup.held_out, rng, config.evaluation, setup.limits
-    )
+    return answer_questions(setup.model, params, setup.encoder, setup.held_out, rng, config.evaluation, setup.limits)
 
 
 def _answers_before(config: TrainConfig, setup: Setup, folder: Path) -> list[Answered]:
@@ -148,17 +146,10 @@ def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, 
     after, hard = _answer(config, setup, state.params), hard_tokens(before)
     write_answers(folder / "answers_after.jsonl", after)
     _log_answers(log, "after", config, setup, after)
-    hf.save(
-        folder / "hf", setup.model, state.params, setup.tokenizer, source=setup.model_folder, overwrite=True
-    )
-    empty = functools.partial(
-        empty_trace_accuracy, setup.model, encoder=setup.encoder, rows=setup.held_out, config=config.evaluation,
-        limits=setup.limits,
-    )  # fmt: skip
+    hf.save(folder / "hf", setup.model, state.params, setup.tokenizer, source=setup.model_folder, overwrite=True)
     figures = {}
-    for when, answered, params in (("before", before, setup.params), ("after", after, state.params)):
+    for when, answered in (("before", before), ("after", after)):
         figures |= {f"{name}_{when}": value for name, value in summarise(answered, hard).items()}
-        figures[f"accuracy_empty_trace_{when}"] = empty(params=params)
     summary = figures | {
         "steps": int(state.step),
         "questions": len(after),
@@ -179,11 +170,13 @@ def peak_memory_bytes() -> int:
 
 def _log_answers(log, when: str, config: TrainConfig, setup: Setup, answered: list[Answered]) -> None:
     summary = summarise(answered)
-    log(f"\n{when} training, on {len(answered)} held-out questions: accuracy {summary['accuracy']:.3f}, "
-        f"mean p(answer) {summary['answer_prob']:.3f}, empty traces {summary['empty_trace_share']:.2f}")  # fmt: skip
+    log(
+        f"\n{when} training, on {len(answered)} held-out questions: accuracy {summary['accuracy']:.3f}, "
+        f"mean p(answer) {summary['answer_prob']:.3f}, empty traces {summary['empty_trace_share']:.2f}"
+    )
     for item in answered[: config.evaluation.examples]:
-        mark = "right" if item.correct else "wrong"
-        log(f"  question  {item.question}\n  trace     {item.trace or '(empty)'}\n  answer    {item.answer}  [{mark}]\n")
+        log(f"  question  {item.question}\n  trace     {item.trace or '(empty)'}")
+        log(f"  answer    {item.answer}  [{'right' if item.correct else 'wrong'}]\n")
 
 
 def write_answers(path: Path, answered: list[Answered]) -> None:
@@ -199,5 +192,3 @@ def read_answers(path: Path) -> list[Answered]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     tuples = ("token_log_probs", "base_token_log_probs")
     return [Answered(**row | {name: tuple(row[name]) for name in tuples}) for row in rows]
-
-

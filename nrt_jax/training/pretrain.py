@@ -28,12 +28,12 @@ from nrt_jax.training.state import create_state
 class Architecture:
     """Size of the Llama to make; see `ModelConfig`."""
 
-    hidden_size: int = 128
+    hidden_size: int = 96
     intermediate_size: int = 256
-    num_layers: int = 4
+    num_layers: int = 3
     num_heads: int = 4
     num_kv_heads: int = 2
-    head_dim: int = 32
+    head_dim: int = 24
     vocab_size: int = 512
 
 
@@ -69,13 +69,15 @@ class PretrainConfig:
     output: str = ""
     task: str = "clock"
     seed: int = 0
-    batch_size: int = 128
+    batch_size: int = 64
     architecture: Architecture = Architecture()
     skill: Phase = Phase(
-        steps=1000, learning_rate=3e-3, mixture={"useful": 0.8, "empty": 0.1, "filler": 0.05, "irrelevant": 0.05}
+        steps=600,
+        learning_rate=3e-3,
+        mixture={"useful": 0.8, "empty": 0.1, "filler": 0.05, "irrelevant": 0.05},
     )
     habit: Phase = Phase(
-        steps=300,
+        steps=200,
         learning_rate=1e-3,
         mixture={"useful": 0.1, "empty": 0.3, "filler": 0.2, "irrelevant": 0.2, "sloppy": 0.1, "lazy": 0.1},
     )
@@ -124,5 +126,3 @@ def _tokenizer(task, config: PretrainConfig):
     documents = task.documents(5000, config.seed, kinds)
     texts = (text for d in documents for text in (d.question + "\n", d.trace, d.answer))
     return train_tokenizer(texts, config.architecture.vocab_size)
-
-

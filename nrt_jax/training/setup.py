@@ -8,6 +8,7 @@ from nrt_jax import hf
 from nrt_jax.data import formats, sources
 from nrt_jax.data.encode import Encoded, Encoder
 from nrt_jax.data.formats import TraceFormat
+from nrt_jax.errors import UserError
 from nrt_jax.evaluation import Limits
 from nrt_jax.models import Model, Params
 from nrt_jax.training.config import TrainConfig
@@ -61,6 +62,11 @@ def prepare(config: TrainConfig) -> Setup:
     config.validate()
     held_out, seed = config.evaluation.questions, config.seed
     train, held_out = sources.load(config.data, config.dataset, num_held_out=held_out, seed=seed)
+    if config.objective == "sft_with_trace" and not any(example.trace for example in train):
+        raise UserError(
+            f"objective: 'sft_with_trace' learns from traces and {config.data!r} has none; "
+            "expected rows with a column 'trace', or --objective sft"
+        )
     folder = model_path(config.model)
     model, params, tokenizer = hf.load(folder, dtype=config.dtype)
     trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
@@ -76,8 +82,6 @@ def prepare(config: TrainConfig) -> Setup:
         train=train,
         held_out=held_out,
         left_out=left_out,
-        limits=Limits(
-            trace=config.rollout.max_trace_length, answer=max(len(row.answer) for row in train + held_out)
-        ),
+        limits=Limits(trace=config.rollout.max_trace_length, answer=max(len(row.answer) for row in train + held_out)),
         model_folder=folder,
     )

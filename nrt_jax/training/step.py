@@ -35,7 +35,15 @@ def fit_traces(rollout: Rollout, batch: Batch, max_length: int) -> Rollout:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "reward_config", "advantage_config", "loss_config", "max_length", "has_opening")
+    jax.jit,
+    static_argnames=(
+        "model",
+        "reward_config",
+        "advantage_config",
+        "loss_config",
+        "max_length",
+        "has_opening",
+    ),
 )
 def reward_rollout(
     params: Params,
@@ -80,9 +88,7 @@ def reward_rollout(
     else:
         reward = aggregate(reward_config.mode, log_probs, mask, base)
         baseline = aggregate(reward_config.mode, base_log_probs, batch.reference.mask, base_log_probs).trace
-    advantage = group_advantage(
-        reward.trace, baseline, clip=advantage_config.clip, scale=advantage_config.scale
-    )
+    advantage = group_advantage(reward.trace, baseline, clip=advantage_config.clip, scale=advantage_config.scale)
     signal = token_signal(loss_config.token_signal, reward.token, mask)
     learner_batch = from_rollout(rollout, batch, advantage, signal, has_opening=has_opening)
     return learner_batch, _describe(rollout, batch, reward, baseline, advantage, log_probs, base_log_probs)

@@ -44,9 +44,7 @@ def prepare(
         if resumed:
             _check_same_run(workdir, read_config(workdir), config, resume_may_change)
         elif any(workdir.iterdir()):
-            raise UserError(
-                f"workdir {str(workdir)!r}: holds files of something else; choose a new or empty folder"
-            )
+            raise UserError(f"workdir {str(workdir)!r}: holds files of something else; choose a new or empty folder")
         write_json(workdir / CONFIG_FILE, config)
     except OSError as error:
         reason = error.strerror or error
@@ -64,9 +62,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{str(path)!r}: cannot be read as JSON ({error}); expected a run's folder"
-        ) from error
+        raise UserError(f"{str(path)!r}: cannot be read as JSON ({error}); expected a run's folder") from error
     if not isinstance(config, dict):
         raise UserError(f"{str(path)!r}: expected a JSON object, found {type(config).__name__}")
     return config

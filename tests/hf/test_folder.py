@@ -69,9 +69,7 @@ def test_an_existing_folder_is_replaced_only_when_told_to(saved):
     hf.save(saved, MODEL, tiny.params(tiny.LLAMA, seed=1), tiny.tokenizer(), overwrite=True)
     assert not (saved / "note.txt").exists()
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
-    np.testing.assert_array_equal(
-        hf.load(saved)[1]["embedding"], tiny.params(tiny.LLAMA, seed=1)["embedding"]
-    )
+    np.testing.assert_array_equal(hf.load(saved)[1]["embedding"], tiny.params(tiny.LLAMA, seed=1)["embedding"])
     with pytest.raises(UserError, match="is a file"):
         hf.save(saved / "config.json", MODEL, tiny.params(tiny.LLAMA), overwrite=True)
 

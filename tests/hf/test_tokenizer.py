@@ -44,9 +44,7 @@ def test_added_token_takes_a_spare_row_and_copies_the_row_of_eos(tied):
 
 def test_embedding_grows_only_where_no_row_is_free():
     model, params = model_with(vocab_size=len(tiny.WORDS))
-    grown_model, grown, tokenizer = hf.add_tokens(
-        model, params, tiny.tokenizer(), ["<think>", "</think>", "one"]
-    )
+    grown_model, grown, tokenizer = hf.add_tokens(model, params, tiny.tokenizer(), ["<think>", "</think>", "one"])
     assert len(tokenizer) == grown_model.config.vocab_size == len(tiny.WORDS) + 2
     for name in ("embedding", "head"):
         assert grown[name].shape == (len(tiny.WORDS) + 2, 8)

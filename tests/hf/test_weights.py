@@ -85,9 +85,7 @@ def test_half_precision_is_read_into_float32_and_written_back_bit_exactly(tmp_pa
     write_params(tmp_path / "again", CONFIG, params, dtype=dtype)
     again = safetensors.numpy.load_file(tmp_path / "again" / SINGLE_FILE)
     assert {array.dtype for array in again.values()} == {np.dtype(getattr(ml_dtypes, dtype, dtype))}
-    assert {name: a.tobytes() for name, a in again.items()} == {
-        name: a.tobytes() for name, a in stored.items()
-    }
+    assert {name: a.tobytes() for name, a in again.items()} == {name: a.tobytes() for name, a in stored.items()}
 
 
 def test_leaves_are_placed_one_at_a_time_as_they_are_read(folder):
@@ -124,9 +122,7 @@ def test_a_tensor_that_does_not_fit_is_named_with_found_and_expected(folder, ten
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["../model.safetensors", "/etc/x.safetensors", "a\\..\\b.safetensors", "x.bin", 3]
-)
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/x.safetensors", "a\\..\\b.safetensors", "x.bin", 3])
 def test_index_cannot_name_a_file_outside_its_folder(tmp_path, name):
     inside = tmp_path / "inside"
     inside.mkdir()

@@ -202,18 +202,14 @@ def give_config(monkeypatch, config):
 
 
 def test_a_config_file_is_found_by_path_or_bare_name_and_flags_go_over_it(recipes, monkeypatch):
-    path = write_recipe(
-        recipes, give_config(monkeypatch, Config(steps=7, optimizer=Optimizer(betas=(0.1, 0.2))))
-    )
+    path = write_recipe(recipes, give_config(monkeypatch, Config(steps=7, optimizer=Optimizer(betas=(0.1, 0.2)))))
     for name in ("nrt", path):
         config = parse("--config", name, "--optimizer.learning-rate", "0.5")
         assert config == Config(steps=7, optimizer=Optimizer(learning_rate=0.5, betas=(0.1, 0.2)))
 
 
 def test_a_config_file_may_define_its_own_dataclass(recipes):
-    write_recipe(
-        recipes, "@dataclasses.dataclass\nclass C:\n    a: 'int' = 1\n\ndef get_config(): return C()"
-    )
+    write_recipe(recipes, "@dataclasses.dataclass\nclass C:\n    a: 'int' = 1\n\ndef get_config(): return C()")
     with pytest.raises(UserError, match=r"get_config\(\) returns C; this command takes Config"):
         parse("--config", "nrt")
 

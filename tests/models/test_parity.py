@@ -16,9 +16,7 @@ transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-4
 LENGTH = 24
-BASE = dataclasses.replace(
-    tiny.LLAMA, vocab_size=61, hidden_size=32, intermediate_size=40, num_layers=2, head_dim=8
-)
+BASE = dataclasses.replace(tiny.LLAMA, vocab_size=61, hidden_size=32, intermediate_size=40, num_layers=2, head_dim=8)
 CONFIGS = {
     "llama_default_rope": BASE,
     "llama3_rope_tied": dataclasses.replace(BASE, rope=tiny.LLAMA3_ROPE, tie_embeddings=True),
@@ -88,9 +86,7 @@ def test_logits_equal_those_of_transformers(pair):
 
 def test_exported_folder_is_bit_exact_and_loads_in_transformers(pair, tmp_path):
     hf.save(tmp_path / "out", pair.model, pair.params, pair.tokenizer)
-    exported = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", attn_implementation="eager"
-    )
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
     before, after = pair.theirs.state_dict(), exported.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

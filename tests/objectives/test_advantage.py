@@ -42,9 +42,7 @@ def test_equal_rewards_give_exactly_zero(value, group_size):
 @hypothesis.given(rewards, baselines, st.sampled_from(["std", "none"]))
 def test_subtracting_a_constant_of_the_group_changes_nothing_but_clipping_does(reward, baseline, scale):
     none = group_advantage(reward, baseline, clip="none", scale=scale)
-    np.testing.assert_allclose(
-        group_advantage(reward, baseline, clip="subtract", scale=scale), none, atol=1e-5
-    )
+    np.testing.assert_allclose(group_advantage(reward, baseline, clip="subtract", scale=scale), none, atol=1e-5)
     clipped = np.asarray(group_advantage(reward, baseline, clip="clip", scale="none"))
     gain = np.maximum(0, np.float64(reward) - baseline[:, None])
     np.testing.assert_allclose(clipped, gain - gain.mean(-1, keepdims=True), atol=1e-5)

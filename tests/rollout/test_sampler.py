@@ -70,9 +70,7 @@ def test_k_traces_from_one_prefill_equal_k_separate_ones_for_the_same_keys():
     model, params = tiny_model()
     batch, keys = random_batch(2), row_keys(jax.random.key(7), 3, 3)
     together = sample(model, params, batch.prompts, keys, sampling())
-    repeated = Prompts(
-        tokens=np.repeat(batch.prompts.tokens, 3, axis=0), mask=np.repeat(batch.prompts.mask, 3, axis=0)
-    )
+    repeated = Prompts(tokens=np.repeat(batch.prompts.tokens, 3, axis=0), mask=np.repeat(batch.prompts.mask, 3, axis=0))
     apart = sample(model, params, repeated, keys.reshape(9, 1), sampling(group_size=1))
     np.testing.assert_array_equal(together.tokens.reshape(9, 1, -1), apart.tokens)
     np.testing.assert_allclose(together.log_probs.reshape(9, 1, -1), apart.log_probs, atol=1e-5)

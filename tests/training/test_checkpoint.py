@@ -14,9 +14,7 @@ from nrt_jax.errors import UserError
 from nrt_jax.training.checkpoint import Checkpointer
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state"], meta_fields=[]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class State:
     step: Any

@@ -1,0 +1,212 @@
+"""A whole run on a tiny random model: what it leaves behind, that it resumes exactly, and every objective."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from nrt_jax import hf
+from nrt_jax.data.formats import TraceFormatConfig
+from nrt_jax.data.sources import DataConfig
+from nrt_jax.evaluation import EvaluationConfig, summarise
+from nrt_jax.training import loop
+from nrt_jax.training.checkpoint import Checkpointer
+from nrt_jax.training.config import CheckpointConfig, RolloutConfig, TrainConfig
+from nrt_jax.training.metrics import read_metrics
+from nrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from nrt_jax.training.setup import prepare
+from nrt_jax.training.state import abstract_state
+from tests.fixtures_run import examples, write_model, write_rows
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("inputs")
+    held_out = write_rows(folder / "test.jsonl", examples(5, start=50))
+    return TrainConfig(
+        model=str(write_model(folder / "model")),
+        data=str(write_rows(folder / "train.jsonl", examples(12))),
+        steps=3,
+        updates_per_step=1,
+        dataset=DataConfig(held_out=str(held_out)),
+        rollout=RolloutConfig(prompts=4, group_size=2, max_trace_length=8),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        evaluation=EvaluationConfig(questions=4, batch_size=4, every=2, examples=1),
+        checkpoint=CheckpointConfig(every=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run of three steps: its folder, its summary and what it said."""
+    folder, lines = tmp_path_factory.mktemp("runs") / "finished", []
+    return folder, run(config, folder, lines.append), lines
+
+
+def run(config: TrainConfig, folder, log=lambda line: None) -> dict:
+    return loop.train(config, prepare(config), folder, log)
+
+
+def final_state(config: TrainConfig, folder):
+    """The last checkpoint of a run."""
+    optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
+    with Checkpointer(folder / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == config.steps
+        return checkpoints.restore(abstract_state(prepare(config).model, optimizer))[0]
+
+
+def records(folder) -> list[dict]:
+    """The metrics of each step, without the time."""
+    return [{k: v for k, v in r.items() if k != "time"} for r in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_run_folder_holds_config_metrics_checkpoints_answers_and_export(config, finished):
+    folder, _, _ = finished
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "hf", "tensorboard",
+                     "answers_before.jsonl", "answers_after.jsonl"}  # fmt: skip
+    assert json.loads((folder / "config.json").read_text())["rollout"]["group_size"] == 2
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (folder / "hf").iterdir()}
+
+
+def test_each_step_is_recorded_once_with_finite_numbers_and_evaluated_when_asked(finished):
+    found = records(finished[0])
+    assert [record["step"] for record in found] == [1, 2, 3]
+    assert all(np.isfinite(value) for record in found for value in record.values())
+    assert [("accuracy" in record) for record in found] == [False, True, False]
+    for name in ("reward", "entropy", "trace_length", "empty_trace_share", "loss", "gradient_norm"):
+        assert all(name in record for record in found), name
+
+
+def test_before_any_update_the_learner_is_the_sampler(finished):
+    for record in records(finished[0]):
+        assert abs(record["sampler_trainer_kl"]) < 1e-6
+        assert record["clip_fraction"] == 0
+
+
+def test_summary_compares_before_and_after(finished):
+    folder, summary, lines = finished
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    for name in ("accuracy", "accuracy_empty_trace", "answer_prob"):
+        for when in ("before", "after"):
+            assert 0 <= summary[f"{name}_{when}"] <= 1
+    assert summary["steps"] == 3 and summary["questions"] == 4
+    assert 0 < summary["seconds"] < 600
+    assert 1e7 < summary["peak_memory_bytes"] < 1e11
+    assert any("before training, on 4 held-out questions" in line for line in lines)
+    assert any("after training, on 4 held-out questions" in line for line in lines)
+
+
+def test_answers_of_every_held_out_question_are_kept_and_sum_up_to_the_summary(finished):
+    folder, summary, _ = finished
+    for when in ("before", "after"):
+        answered = loop.read_answers(folder / f"answers_{when}.jsonl")
+        assert [a.question for a in answered] == [e.question for e in examples(4, start=50)]
+        for name, value in summarise(answered).items():
+            assert summary[f"{name}_{when}"] == pytest.approx(value)
+    assert summary["token_prob_after"] != summary["token_prob_before"]
+
+
+def test_transformers_loads_the_export_and_gives_the_trained_models_logits(config, finished):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, _, _ = finished
+    model, params, _ = hf.load(folder / "hf")
+    chex.assert_trees_all_equal(params, final_state(config, folder).params)
+    ids = AutoTokenizer.from_pretrained(folder / "hf").encode("<bos>What is 50 plus 3?\n")
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(folder / "hf")(torch.tensor([ids])).logits.numpy()
+    assert np.isfinite(logits).all()
+    np.testing.assert_allclose(logits, model.logits(params, np.array([ids])), atol=1e-4)
+
+
+def test_training_leaves_no_parameter_as_it_was(config, finished):
+    before, after = prepare(config).params, final_state(config, finished[0]).params
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+    assert jax.tree.all(changed), changed
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory):
+    four = dataclasses.replace(config, steps=4)
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    run(four, folder)
+    return four, folder
+
+
+def assert_same_run(config, folder, other):
+    chex.assert_trees_all_equal(final_state(config, folder), final_state(config, other))
+    assert records(folder) == records(other)
+    for name in ("answers_before.jsonl", "answers_after.jsonl"):
+        assert (folder / name).read_text() == (other / name).read_text()
+
+
+def test_run_that_ended_and_goes_on_equals_one_that_never_stopped(uninterrupted, tmp_path):
+    config, folder = uninterrupted
+    run(dataclasses.replace(config, steps=2), tmp_path)
+    lines = []
+    run(config, tmp_path, lines.append)
+    assert any(line.startswith("resumed at step 2") for line in lines)
+    assert_same_run(config, tmp_path, folder)
+
+
+def test_run_that_dies_after_its_last_checkpoint_repeats_the_lost_steps(uninterrupted, tmp_path, monkeypatch):
+    config, folder = uninterrupted
+    sparse = dataclasses.replace(config, checkpoint=CheckpointConfig(every=2))
+    step = loop._step
+
+    def dies_in_the_fourth(*args):
+        if args[-1] == 3:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_step", dies_in_the_fourth)
+        run(sparse, tmp_path)
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3]  # the third has no checkpoint
+    assert not (tmp_path / "summary.json").exists()
+    run(sparse, tmp_path)
+    assert_same_run(sparse, tmp_path, folder)
+
+
+def test_finished_run_called_again_changes_nothing(config, finished):
+    folder, summary, _ = finished
+    before = records(folder)
+    again = run(config, folder)
+    assert records(folder) == before
+    timed = {"seconds", "peak_memory_bytes"}
+    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in summary.items() if k not in timed}
+
+
+@pytest.mark.parametrize("objective", ["sft", "sft_with_trace"])
+def test_supervised_objectives_raise_the_likelihood_of_the_answers_they_are_shown(config, objective, tmp_path):
+    supervised = dataclasses.replace(config, objective=objective, steps=6)
+    summary = run(supervised, tmp_path)
+    losses = [record["loss"] for record in records(tmp_path)]
+    assert losses[-1] < losses[0]
+    assert "reward" not in records(tmp_path)[0]
+    assert summary["empty_trace_token_prob_after"] > summary["empty_trace_token_prob_before"]
+
+
+def test_several_updates_and_micro_batches_a_step(config, tmp_path):
+    split = dataclasses.replace(config, updates_per_step=2, micro_batches=2, steps=2)
+    run(split, tmp_path)
+    for record in records(tmp_path):
+        assert abs(record["sampler_trainer_kl"]) < 1e-6  # of the first update
+        assert record["approximate_kl"] > 1e-6  # of the last: the policy has moved since it sampled
+        assert 0 <= record["clip_fraction"] <= 1
+
+
+def test_think_tags_run_and_the_export_knows_them(config, tmp_path):
+    trace = TraceFormatConfig("<think>", "</think>", add_tokens="never")
+    tags = dataclasses.replace(config, trace=trace, steps=2)
+    run(tags, tmp_path)
+    assert [record["step"] for record in records(tmp_path)] == [1, 2]
+    setup = prepare(tags)
+    opening, delimiter = (hf.token_id(hf.load_tokenizer(tmp_path / "hf"), t) for t in ("<think>", "</think>"))
+    assert (setup.trace_format.opening, setup.trace_format.delimiter) == ((opening,), delimiter)
+    assert all(row.prompt[-1] == opening for row in setup.train + setup.held_out)
