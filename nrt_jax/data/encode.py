@@ -67,18 +67,23 @@ class Encoder:
         self.config = config
 
     def ids(self, text: str) -> list[int]:
-        """Ids of one segment, without special tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        """Ids of one segment of data. Text that spells a special token (`<eos>` in an answer) stays text."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Ids of the prompt: BOS once, the template around the question, the opening tag."""
-        template = self.config.template
-        if not template and self.tokenizer.chat_template:
+        if self.config.template:
+            text = self.config.template.replace("{question}", question)
+        elif self.tokenizer.chat_template:
             messages = [{"role": "user", "content": question}]
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         else:
-            text = (template or PLAIN_TEMPLATE).replace("{question}", question)
-        ids, bos = self.ids(text), self.tokenizer.bos_token_id
+            text = None
+        if text is None:
+            ids = self.ids(PLAIN_TEMPLATE.replace("{question}", question))
+        else:  # A template may write special tokens.
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:1] != [bos]:  # Many chat templates write BOS themselves.
             ids = [bos, *ids]
         return (*ids, *self.format.opening)

@@ -56,6 +56,9 @@ SPLITS = ("train", "heldout")
 #: One number tuple in this many is held out.
 HELD_OUT_ONE_IN = 8
 
+#: Index of the activity whose end the question asks for, beside the end of all.
+ASKED = 1
+
 #: What a pretraining document may have between its question and its answer.
 KINDS = ("useful", "lazy", "sloppy", "filler", "irrelevant", "empty")
 
@@ -106,7 +109,7 @@ class Problem:
         name, they = self.name, PEOPLE[self.name]
         spans = [f"{does} for {_hours(n)}" for does, n in zip(self.activities, self.durations, strict=True)]
         listed = ", ".join(spans[:-1])
-        doing = ACTIVITIES[self.activities[0]]
+        doing = ACTIVITIES[self.activities[ASKED]]
         start = f"{self.start} o'clock"
         story = (
             f"{name} starts at {start}. {they.capitalize()} {listed} and then {spans[-1]}.",
@@ -118,8 +121,8 @@ class Problem:
 
     def answer(self, stops: tuple[int, ...] | None = None) -> str:
         """The reference answer, or the one that wrong `stops` lead to."""
-        stops, doing = stops or self.stops, ACTIVITIES[self.activities[0]]
-        return f"{self.name} stops {doing} at {stops[0]} o'clock and is done at {stops[-1]} o'clock."
+        stops, doing = stops or self.stops, ACTIVITIES[self.activities[ASKED]]
+        return f"{self.name} stops {doing} at {stops[ASKED]} o'clock and is done at {stops[-1]} o'clock."
 
     def trace(self, stops: tuple[int, ...] | None = None) -> str:
         """The working: where each activity ends. `stops` replaces the true hours or cuts it short."""
@@ -227,6 +230,6 @@ class ClockTask:
         if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
         if level not in LEVELS:
-            raise unknown_name("level", level, LEVELS)
+            raise unknown_name("dataset.level", level, LEVELS)
         rng = random.Random(f"{self.name}/{split}/{level}/{seed}")
         return list(itertools.islice(_problems(rng, split, level), n))

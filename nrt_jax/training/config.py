@@ -139,6 +139,21 @@ class TrainConfig:
         for field, value in not_negative.items():
             if not value >= 0:
                 raise UserError(f"{field}: {value} is negative; expected 0 or more")
+        for field, value in {"optimizer.b1": self.optimizer.b1, "optimizer.b2": self.optimizer.b2}.items():
+            if not 0 <= value < 1:
+                raise UserError(f"{field}: {value} is no decay rate; expected a number from 0 to below 1")
+        if not self.loss.ratio_low <= self.loss.ratio_high:
+            raise UserError(
+                f"loss.ratio_low: {self.loss.ratio_low} is above loss.ratio_high {self.loss.ratio_high}; expected less"
+            )
+        if self.loss.normaliser == "constant" and not self.loss.constant > 0:
+            raise UserError(f"loss.constant: {self.loss.constant} is a divisor; expected a number above 0")
+        if self.trace.opening == self.trace.closing:
+            raise UserError(
+                f"trace.opening: {self.trace.opening!r} is trace.closing too; expected two different tokens"
+            )
+        if self.seed >= 2**32:
+            raise UserError(f"seed: {self.seed} is too large; expected a number below 2**32")
         if self.reward.mode not in (*AGGREGATIONS, "random"):
             raise unknown_name("reward.mode", self.reward.mode, (*AGGREGATIONS, "random"))
         if self.objective == "nrt" and self.rollout.group_size < 2 and self.advantage.scale == "std":

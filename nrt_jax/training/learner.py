@@ -191,4 +191,4 @@ def update(
     metrics = {name: jnp.sum(m) if name in summed else jnp.mean(m) for name, m in metrics.items()}
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, opt_state=opt_state), metrics | {"gradient_norm": optax.global_norm(gradient)}
+    return state.replace(params=params, opt_state=opt_state), metrics | {"gradient_norm": optax.tree.norm(gradient)}

@@ -77,9 +77,9 @@ class PretrainConfig:
         mixture={"useful": 0.8, "empty": 0.1, "filler": 0.05, "irrelevant": 0.05},
     )
     habit: Phase = Phase(
-        steps=200,
+        steps=250,
         learning_rate=1e-3,
-        mixture={"useful": 0.1, "empty": 0.3, "filler": 0.2, "irrelevant": 0.2, "sloppy": 0.1, "lazy": 0.1},
+        mixture={"useful": 0.1, "empty": 0.3, "filler": 0.2, "irrelevant": 0.2, "lazy": 0.12, "sloppy": 0.08},
     )
 
 

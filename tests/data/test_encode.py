@@ -142,3 +142,10 @@ def test_buckets_are_few_and_waste_at_most_a_third():
         size = bucket(n)
         assert size >= n and bucket(size) == size
         assert n <= 16 or size - n < size / 3
+
+
+def test_text_that_spells_a_special_token_stays_text():
+    encoded = encoder().encode(Example("Is <eos> a word?", "No <eos> <|response_start|>", "<|response_start|>"))
+    assert EOS not in encoded.prompt and DELIMITER not in encoded.trace
+    assert encoded.answer.count(EOS) == 1 and DELIMITER not in encoded.answer
+    assert EOS in encoder(template="<eos>{question}").prompt("Why?")  # a template's own tokens are meant

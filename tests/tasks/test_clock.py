@@ -50,7 +50,7 @@ def test_trace_kinds_tell_useful_working_from_the_rest():
     example = clock.Problem("Mia", 3, ("reads", "walks", "sleeps"), (5, 4, 5), phrasing=0)
     gold = clock.Example(example.question(), example.answer(), example.trace())
     assert gold.trace == "From 3, reads 5 to 8, walks 4 to 12, sleeps 5 to 5."
-    assert gold.answer == "Mia stops reading at 8 o'clock and is done at 5 o'clock."
+    assert gold.answer == "Mia stops walking at 12 o'clock and is done at 5 o'clock."
     kinds = {
         gold.trace: "useful",
         "From 3, reads 5 to 8, walks 4 to 12.": "lazy",

@@ -189,7 +189,7 @@ def test_supervised_objectives_raise_the_likelihood_of_the_answers_they_are_show
     losses = [record["loss"] for record in records(tmp_path)]
     assert losses[-1] < losses[0]
     assert "reward" not in records(tmp_path)[0]
-    assert summary["empty_trace_token_prob_after"] > summary["empty_trace_token_prob_before"]
+    assert summary["token_prob_empty_trace_after"] > summary["token_prob_empty_trace_before"]
 
 
 def test_several_updates_and_micro_batches_a_step(config, tmp_path):
