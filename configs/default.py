@@ -14,7 +14,7 @@ def get_config() -> TrainConfig:
         steps=100,
         updates_per_step=1,
         text=TextConfig(max_prompt_length=256, max_answer_length=64),
-        rollout=RolloutConfig(prompts=32, group_size=8, max_trace_length=32, chunk_size=32),
+        rollout=RolloutConfig(prompts=32, group_size=8, max_trace_length=24, chunk_size=24),
         optimizer=OptimizerConfig(learning_rate=5e-4, b2=0.99, weight_decay=0.0),
         evaluation=EvaluationConfig(questions=512, every=20),
         checkpoint=CheckpointConfig(every=50),

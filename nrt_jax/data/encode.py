@@ -148,8 +148,9 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bucket(length: int) -> int:
-    """The next of 8, 16, 24, 32, 48, 64, 96, 128, ...: few shapes to compile, at most a third of padding."""
-    size = 8
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 and size > 8 else 1 << size.bit_length()
-    return size
+    """The next of 4, 8, 12, .. 32, 40, .. 64, 96, 128, 192, 256, ..: little padding, few shapes to compile."""
+    if length <= 64:
+        step = 4 if length <= 32 else 8
+        return max(-(-length // step), 1) * step
+    power = 1 << (length - 1).bit_length()
+    return power * 3 // 4 if length <= power * 3 // 4 else power
