@@ -221,7 +221,7 @@ def _print_help(config_type: type, base: Any, prog: str, description: str) -> No
     tyro.cli(
         config_type,
         prog=prog,
-        description=f"{description}\n\n{usage}",
+        description=f"{description.splitlines()[0]} {usage}",  # tyro would run the examples' lines together
         args=["--help"],
         config=_MARKERS,
         **default,

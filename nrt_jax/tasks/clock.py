@@ -151,6 +151,12 @@ def _problems(rng: random.Random, split: str, level: str) -> Iterator[Problem]:
             yield problem
 
 
+def _with_slip(stops: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
+    """One sum is wrong, and what follows is right but starts from it."""
+    first, error = rng.randrange(len(stops)), rng.randint(1, HOURS - 1)
+    return tuple((hour - 1 + error * (i >= first)) % HOURS + 1 for i, hour in enumerate(stops))
+
+
 def _document(problem: Problem, kind: str, rng: random.Random) -> Example:
     """Question, a trace of the given kind, and the answer: the right one, unless the trace works out a wrong one."""
     trace, answer = "", problem.answer()
@@ -159,7 +165,7 @@ def _document(problem: Problem, kind: str, rng: random.Random) -> Example:
     elif kind == "lazy":
         trace = problem.trace(problem.stops[: rng.randrange(1, len(problem.stops))])
     elif kind == "sloppy":
-        wrong = tuple(rng.randint(1, HOURS) for _ in problem.stops)
+        wrong = _with_slip(problem.stops, rng)
         trace, answer = problem.trace(wrong), problem.answer(wrong)
     elif kind == "filler":
         trace = rng.choice(FILLERS)

@@ -1,6 +1,7 @@
 """The config of `launch.train`: every method is a value of it."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 from nrt_jax.data.encode import TextConfig
@@ -110,60 +111,73 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Raises UserError for values that cannot work, before anything is loaded or written."""
-        positive = {
-            "steps": self.steps,
-            "updates_per_step": self.updates_per_step,
-            "micro_batches": self.micro_batches,
-            "rollout.prompts": self.rollout.prompts,
-            "rollout.group_size": self.rollout.group_size,
-            "rollout.max_trace_length": self.rollout.max_trace_length,
-            "rollout.chunk_size": self.rollout.chunk_size,
-            "rollout.temperature": self.rollout.temperature,
-            "optimizer.learning_rate": self.optimizer.learning_rate,
-            "evaluation.questions": self.evaluation.questions,
-            "evaluation.batch_size": self.evaluation.batch_size,
-            "dataset.size": self.dataset.size,
-            "checkpoint.keep": self.checkpoint.keep,
-        }
-        for field, value in positive.items():
-            if not value > 0:
-                raise UserError(f"{field}: {value} is not positive; expected a number above 0")
-        not_negative = {
-            "seed": self.seed,
-            "rollout.max_length": self.rollout.max_length,
-            "evaluation.every": self.evaluation.every,
-            "evaluation.examples": self.evaluation.examples,
-            "evaluation.temperature": self.evaluation.temperature,
-            "checkpoint.every": self.checkpoint.every,
-        }
-        for field, value in not_negative.items():
-            if not value >= 0:
-                raise UserError(f"{field}: {value} is negative; expected 0 or more")
-        for field, value in {"optimizer.b1": self.optimizer.b1, "optimizer.b2": self.optimizer.b2}.items():
-            if not 0 <= value < 1:
-                raise UserError(f"{field}: {value} is no decay rate; expected a number from 0 to below 1")
-        if not self.loss.ratio_low <= self.loss.ratio_high:
-            raise UserError(
-                f"loss.ratio_low: {self.loss.ratio_low} is above loss.ratio_high {self.loss.ratio_high}; expected less"
-            )
-        if self.loss.normaliser == "constant" and not self.loss.constant > 0:
-            raise UserError(f"loss.constant: {self.loss.constant} is a divisor; expected a number above 0")
-        if self.trace.opening == self.trace.closing:
-            raise UserError(
-                f"trace.opening: {self.trace.opening!r} is trace.closing too; expected two different tokens"
-            )
-        if self.seed >= 2**32:
-            raise UserError(f"seed: {self.seed} is too large; expected a number below 2**32")
+        for name in _POSITIVE:
+            value = self._field(name)
+            _require(value > 0, name, value, "a number above 0")
+        for name in _NOT_NEGATIVE:
+            value = self._field(name)
+            _require(value >= 0, name, value, "0 or more")
+        for name in ("optimizer.b1", "optimizer.b2"):
+            _require(0 <= self._field(name) < 1, name, self._field(name), "a number from 0 to below 1")
+        _require(self.seed < 2**32, "seed", self.seed, "a number below 2**32")
+        loss, trace = self.loss, self.trace
+        _require(
+            loss.ratio_low <= loss.ratio_high,
+            "loss.ratio_low",
+            loss.ratio_low,
+            f"at most ratio_high, {loss.ratio_high}",
+        )
+        _require(
+            trace.opening != trace.closing, "trace.opening", repr(trace.opening), "another token than trace.closing"
+        )
         if self.reward.mode not in (*AGGREGATIONS, "random"):
             raise unknown_name("reward.mode", self.reward.mode, (*AGGREGATIONS, "random"))
-        if self.objective == "nrt" and self.rollout.group_size < 2 and self.advantage.scale == "std":
-            raise UserError(
-                f"rollout.group_size: {self.rollout.group_size} trace has no standard deviation; "
-                "expected at least 2, or --advantage.scale none"
-            )
+        _require(
+            self.objective != "nrt" or self.rollout.group_size > 1 or self.advantage.scale == "none",
+            "rollout.group_size",
+            self.rollout.group_size,
+            "at least 2, since one trace has no standard deviation, or --advantage.scale none",
+        )
         parts = self.updates_per_step * self.micro_batches
-        if self.rollout.prompts % parts:
-            raise UserError(
-                f"rollout.prompts: {self.rollout.prompts} cannot be split into updates_per_step x micro_batches = "
-                f"{parts} equal parts; expected a multiple of {parts}"
-            )
+        _require(
+            self.rollout.prompts % parts == 0,
+            "rollout.prompts",
+            self.rollout.prompts,
+            f"a multiple of {parts} = updates_per_step x micro_batches, which split it into equal parts",
+        )
+
+    def _field(self, name: str):
+        """The value of a dotted field name."""
+        return functools.reduce(getattr, name.split("."), self)
+
+
+_POSITIVE = (
+    "steps",
+    "updates_per_step",
+    "micro_batches",
+    "rollout.prompts",
+    "rollout.group_size",
+    "rollout.max_trace_length",
+    "rollout.chunk_size",
+    "rollout.temperature",
+    "optimizer.learning_rate",
+    "loss.constant",
+    "evaluation.questions",
+    "evaluation.batch_size",
+    "dataset.size",
+    "checkpoint.keep",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "rollout.max_length",
+    "optimizer.warmup_updates",
+    "evaluation.every",
+    "evaluation.examples",
+    "evaluation.temperature",
+    "checkpoint.every",
+)
+
+
+def _require(condition: bool, field: str, value, expected: str) -> None:
+    if not condition:
+        raise UserError(f"{field}: {value} cannot work; expected {expected}")

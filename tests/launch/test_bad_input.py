@@ -75,16 +75,16 @@ def test_unknown_field_suggests_the_right_one(fails, flag, suggestion):
     [
         ("--steps=many", "--steps: bad value 'many'"),
         ("--objective=rl", "--objective: bad value 'rl'; expected one of 'nrt', 'sft', 'sft_with_trace'"),
-        ("--steps=0", "steps: 0 is not positive"),
-        ("--rollout.temperature=0", "rollout.temperature: 0.0 is not positive"),
-        ("--rollout.max-length=-1", "rollout.max_length: -1 is negative"),
-        ("--checkpoint.every=-1", "checkpoint.every: -1 is negative"),
-        ("--evaluation.every=-1", "evaluation.every: -1 is negative"),
-        ("--evaluation.temperature=-1", "evaluation.temperature: -1.0 is negative"),
-        ("--seed=-1", "seed: -1 is negative"),
+        ("--steps=0", "steps: 0 cannot work; expected a number above 0"),
+        ("--rollout.temperature=0", "rollout.temperature: 0.0 cannot work; expected a number above 0"),
+        ("--rollout.max-length=-1", "rollout.max_length: -1 cannot work; expected 0 or more"),
+        ("--checkpoint.every=-1", "checkpoint.every: -1 cannot work; expected 0 or more"),
+        ("--evaluation.every=-1", "evaluation.every: -1 cannot work; expected 0 or more"),
+        ("--evaluation.temperature=-1", "evaluation.temperature: -1.0 cannot work; expected 0 or more"),
+        ("--seed=-1", "seed: -1 cannot work; expected 0 or more"),
         (
             "--rollout.group-size=1",
-            "rollout.group_size: 1 trace has no standard deviation; expected at least 2",
+            "rollout.group_size: 1 cannot work; expected at least 2",
         ),
         ("--reward.mode=weighted_sum", "reward.mode: unknown value 'weighted_sum'; expected one of"),
     ],
@@ -95,7 +95,7 @@ def test_value_that_cannot_work_is_refused(fails, flag, expected):
 
 def test_prompts_that_cannot_be_divided_name_the_divisor(fails):
     line = fails("--rollout.prompts=6", "--updates-per-step=2", "--micro-batches=2")
-    assert "rollout.prompts: 6 cannot be split" in line and "expected a multiple of 4" in line
+    assert "rollout.prompts: 6 cannot work" in line and "a multiple of 4" in line
 
 
 def test_missing_data_file(fails):
