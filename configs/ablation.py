@@ -14,7 +14,7 @@ def get_config() -> AblationConfig:
             recipe,
             steps=60,
             rollout=dataclasses.replace(recipe.rollout, prompts=16),
-            evaluation=dataclasses.replace(recipe.evaluation, questions=256, every=10, examples=0),
+            evaluation=dataclasses.replace(recipe.evaluation, questions=256, every=20, examples=0),
             checkpoint=dataclasses.replace(recipe.checkpoint, every=0, keep=1),
         )
     )

@@ -2,6 +2,7 @@
 
 from nrt_jax.data.encode import TextConfig
 from nrt_jax.evaluation import EvaluationConfig
+from nrt_jax.objectives import NRTLossConfig
 from nrt_jax.training.config import CheckpointConfig, RolloutConfig, TrainConfig
 from nrt_jax.training.optimizer import OptimizerConfig
 
@@ -15,7 +16,8 @@ def get_config() -> TrainConfig:
         updates_per_step=1,
         text=TextConfig(max_prompt_length=256, max_answer_length=64),
         rollout=RolloutConfig(prompts=32, group_size=8, max_trace_length=24, chunk_size=24),
-        optimizer=OptimizerConfig(learning_rate=5e-4, b2=0.99, weight_decay=0.0),
+        loss=NRTLossConfig(delimiter_mean="sequences"),
+        optimizer=OptimizerConfig(learning_rate=7e-4, warmup_updates=10, schedule="cosine", b2=0.99, weight_decay=0.0),
         evaluation=EvaluationConfig(questions=512, every=20),
         checkpoint=CheckpointConfig(every=50),
     )

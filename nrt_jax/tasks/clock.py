@@ -50,7 +50,7 @@ ACTIVITIES = {
 }  # fmt: skip
 
 #: Level -> the numbers of activities that a problem may have.
-LEVELS = {"easy": (2, 3), "default": (3, 4), "hard": (4, 5)}
+LEVELS = {"easy": (3,), "default": (3, 4), "hard": (4, 5)}
 
 SPLITS = ("train", "heldout")
 #: One number tuple in this many is held out.
@@ -119,15 +119,20 @@ class Problem:
         )[self.phrasing]
         return f"{story} When does {they} stop {doing}, and when is {they} done?"
 
-    def answer(self, stops: tuple[int, ...] | None = None) -> str:
-        """The reference answer, or the one that wrong `stops` lead to."""
-        stops, doing = stops or self.stops, ACTIVITIES[self.activities[ASKED]]
+    def answer(self) -> str:
+        """The reference answer."""
+        doing, stops = ACTIVITIES[self.activities[ASKED]], self.stops
         return f"{self.name} stops {doing} at {stops[ASKED]} o'clock and is done at {stops[-1]} o'clock."
 
-    def trace(self, stops: tuple[int, ...] | None = None) -> str:
-        """The working: where each activity ends. `stops` replaces the true hours or cuts it short."""
-        steps = zip(self.activities, self.durations, self.stops if stops is None else stops, strict=False)
+    def trace(self, num_steps: int | None = None) -> str:
+        """The working: when each activity, or each of the first `num_steps`, ends."""
+        steps = list(zip(self.activities, self.durations, self.stops, strict=True))[:num_steps]
         return ", ".join([f"From {self.start}", *(f"{does} {n} to {hour}" for does, n, hour in steps)]) + "."
+
+    def list_of_numbers(self) -> str:
+        """The numbers without the working: it looks busy and helps nobody."""
+        steps = zip(self.activities, self.durations, strict=True)
+        return ", ".join([f"From {self.start}", *(f"{does} {n}" for does, n in steps)]) + "."
 
 
 PHRASINGS = 4
@@ -151,28 +156,21 @@ def _problems(rng: random.Random, split: str, level: str) -> Iterator[Problem]:
             yield problem
 
 
-def _with_slip(stops: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
-    """One sum is wrong, and what follows is right but starts from it."""
-    first, error = rng.randrange(len(stops)), rng.randint(1, HOURS - 1)
-    return tuple((hour - 1 + error * (i >= first)) % HOURS + 1 for i, hour in enumerate(stops))
-
-
 def _document(problem: Problem, kind: str, rng: random.Random) -> Example:
-    """Question, a trace of the given kind, and the answer: the right one, unless the trace works out a wrong one."""
-    trace, answer = "", problem.answer()
+    """Question, a trace of the given kind, and the right answer."""
+    trace = ""
     if kind == "useful":
         trace = problem.trace()
     elif kind == "lazy":
-        trace = problem.trace(problem.stops[: rng.randrange(1, len(problem.stops))])
+        trace = problem.trace(rng.randrange(1, len(problem.stops)))
     elif kind == "sloppy":
-        wrong = _with_slip(problem.stops, rng)
-        trace, answer = problem.trace(wrong), problem.answer(wrong)
+        trace = problem.list_of_numbers()
     elif kind == "filler":
         trace = rng.choice(FILLERS)
     elif kind == "irrelevant":
         doing, other = rng.sample(tuple(ACTIVITIES.values()), 2)
         trace = rng.choice(IRRELEVANT).format(name=problem.name, doing=doing, other=other)
-    return Example(problem.question(), answer, trace)
+    return Example(problem.question(), problem.answer(), trace)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +188,7 @@ class ClockTask:
         return [Example(p.question(), p.answer(), p.trace()) for p in self._draw(n, seed, split, level)]
 
     def documents(self, n: int, seed: int, mixture: Mapping[str, float], level: str = "default") -> list[Example]:
-        """n pretraining documents of the train split, each trace of a kind drawn from `mixture`.
-
-        As in text that people write, the answer follows from the working where there is some: sloppy working ends in a
-        wrong answer.
+        """n pretraining documents of the train split: right answers, and traces of kinds drawn from `mixture`.
 
         Args:
             n: Number of documents.
@@ -222,15 +217,18 @@ class ClockTask:
         return self.trace_kind(example, trace) == "useful"
 
     def trace_kind(self, example: Example, trace: str) -> str:
-        """What a sampled trace is: useful, lazy (right but cut short), sloppy (a wrong step), other or empty."""
+        """What a sampled trace is.
+
+        useful, lazy (right but cut short), sloppy (numbers without sums), wrong (a wrong sum), other or empty.
+        """
         if not trace.strip():
             return "empty"
         steps, gold = _STEP.findall(trace), _STEP.findall(example.trace or "")
         if not steps:
-            return "other"
+            return "sloppy" if trace.startswith("From") else "other"
         if steps == gold:
             return "useful"
-        return "lazy" if steps == gold[: len(steps)] else "sloppy"
+        return "lazy" if steps == gold[: len(steps)] else "wrong"
 
     def _draw(self, n: int, seed: int, split: str, level: str) -> list[Problem]:
         if split not in SPLITS:

@@ -54,8 +54,9 @@ def test_trace_kinds_tell_useful_working_from_the_rest():
     kinds = {
         gold.trace: "useful",
         "From 3, reads 5 to 8, walks 4 to 12.": "lazy",
-        "From 3, reads 5 to 9, walks 4 to 12, sleeps 5 to 5.": "sloppy",
-        gold.trace + gold.trace: "sloppy",
+        "From 3, reads 5 to 9, walks 4 to 12, sleeps 5 to 5.": "wrong",
+        gold.trace + gold.trace: "wrong",
+        "From 3, reads 5, walks 4, sleeps 5.": "sloppy",
         "Let me think about this.": "other",
         " ": "empty",
     }
