@@ -1,0 +1,58 @@
+"""The shipped base is what the README says it is, and NRT does to it what the README says."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from nrt_jax import hf, tasks
+from nrt_jax.data import formats
+from nrt_jax.data.encode import Encoder, TextConfig
+from nrt_jax.training import loop, setup
+from nrt_jax.training.learner import completion_log_probs, from_demonstrations
+from nrt_jax.training.metrics import read_metrics
+
+TASK = tasks.get("clock")
+CHANCE = 1 / 12
+
+
+def hour_probabilities(base: str, kind: str) -> np.ndarray:
+    """p of the two hours of the answer after traces of one kind, [64, 2]."""
+    model, params, tokenizer = hf.load(setup.ASSETS / base)
+    trace_format, model, params, tokenizer = formats.resolve(formats.TraceFormatConfig(), model, params, tokenizer)
+    encoder = Encoder(tokenizer, trace_format, TextConfig())
+    rows, _ = encoder.encode_all(TASK.documents(64, 1, {kind: 1.0}))
+    batch = from_demonstrations(encoder, rows, with_trace=True)
+    log_probs = np.asarray(jax.jit(completion_log_probs, static_argnums=0)(model, params, batch)[0])[:, 0]
+    is_hour = np.vectorize(lambda token: tokenizer.decode([token]).strip().isdigit())(batch.tokens[:, 0])
+    after_delimiter = np.cumsum(batch.tokens[:, 0] == trace_format.delimiter, axis=1) > 0
+    return np.exp(log_probs[is_hour & after_delimiter].reshape(64, 2))
+
+
+@pytest.mark.parametrize(("base", "skill"), [("tiny", 0.95), ("tiny_weak", 0.7)])
+def test_the_base_has_the_skill_and_no_answer_without_working(base, skill):
+    assert sum(f.stat().st_size for f in (setup.ASSETS / base).iterdir()) < 4_000_000
+    assert hour_probabilities(base, "useful").mean() > skill
+    for kind in ("empty", "filler", "irrelevant", "sloppy"):
+        np.testing.assert_allclose(hour_probabilities(base, kind).mean(0), CHANCE, atol=0.02, err_msg=kind)
+
+
+def test_ten_steps_of_nrt_make_the_model_use_its_skill(tmp_path):
+    recipe = default.get_config()
+    config = dataclasses.replace(
+        recipe,
+        steps=12,
+        rollout=dataclasses.replace(recipe.rollout, prompts=16),
+        evaluation=dataclasses.replace(recipe.evaluation, questions=128, every=0),
+        checkpoint=dataclasses.replace(recipe.checkpoint, every=0),
+    )
+    lines = []
+    summary = loop.train(config, setup.prepare(config), tmp_path / "run", lines.append)
+    assert summary["accuracy_before"] < 0.3
+    assert summary["accuracy_after"] > summary["accuracy_before"] + 0.15
+    assert summary["accuracy_empty_trace_after"] < 0.05  # the trace does the work
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert max(record["sampler_trainer_kl"] for record in records) < 1e-6
+    assert records[-1]["reward_gain"] > records[0]["reward_gain"]
