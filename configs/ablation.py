@@ -12,7 +12,7 @@ def get_config() -> AblationConfig:
     return AblationConfig(
         recipe=dataclasses.replace(
             recipe,
-            steps=60,
+            steps=50,
             rollout=dataclasses.replace(recipe.rollout, prompts=16),
             evaluation=dataclasses.replace(recipe.evaluation, questions=256, every=20, examples=0),
             checkpoint=dataclasses.replace(recipe.checkpoint, every=0, keep=1),

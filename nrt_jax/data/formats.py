@@ -93,7 +93,8 @@ def resolve(
         )
     model, params, tokenizer = hf.add_tokens(model, params, tokenizer, texts)
     ids = [hf.token_id(tokenizer, text) for text in texts]
-    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    added = tokenizer.added_tokens_decoder.items()
+    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *(i for i, token in added if token.special)}
     trace_format = TraceFormat(
         opening=tuple(ids[:-1]),
         delimiter=ids[-1],

@@ -45,7 +45,9 @@ def token_log_probs(
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _chunk_log_probs(head, temperature, chunk):
     hidden, targets = chunk
-    logits = jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32) / temperature
+    # Cast here, so that the head's gradient adds up over chunks in float32.
+    logits = jnp.einsum("td,vd->tv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = logits / temperature
     log_z = jax.nn.logsumexp(logits, axis=-1)
     log_probs = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - log_z
     frozen, log_z = jax.lax.stop_gradient((logits, log_z))

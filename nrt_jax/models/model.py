@@ -66,14 +66,15 @@ class Model:
         return nnx.merge(self._abstract[0], params)(tokens, positions, context, remat=remat)
 
     def head(self, params: Params) -> jax.Array:
-        """The output matrix [V, D] in the compute dtype: logits = hidden @ head.T."""
-        return params["embedding" if self.config.tie_embeddings else "head"].astype(self.config.dtype)
+        """The output matrix [V, D], float32: logits = hidden @ head.T, to be cast to the dtype of hidden."""
+        return params["embedding" if self.config.tie_embeddings else "head"]
 
     def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Plain causal forward, tokens [B, T] -> logits [B, T, V] float32. For tests and small inputs."""
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         hidden, _ = self.apply(params, tokens[:, None], positions[:, None])
-        return jnp.einsum("btd,vd->btv", hidden[:, 0], self.head(params), preferred_element_type=jnp.float32)
+        head = self.head(params).astype(hidden.dtype)
+        return jnp.einsum("btd,vd->btv", hidden[:, 0], head, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

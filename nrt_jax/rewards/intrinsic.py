@@ -56,8 +56,8 @@ def _geometric_mean(log_c, mask, _):
 
 
 def _weighted_sum_inverse_prob(log_c, mask, log_base):
-    """R = (1/T) sum_i c_i / c_i,base (NRT-WS(1/p))."""
-    return _mean_of(jnp.exp(log_c - log_base) * mask, mask)
+    """R = (1/T) sum_i c_i / c_i,base (NRT-WS(1/p)); a ratio is at most e^80, which float32 still holds."""
+    return _mean_of(jnp.exp(jnp.minimum(log_c - log_base, 80.0)) * mask, mask)
 
 
 def _weighted_sum_log_prob(log_c, mask, log_base):

@@ -186,7 +186,8 @@ def _grow(cache: KVCache, num_slots: int) -> KVCache:
 
 def _next_distribution(model, params, hidden, config):
     """Log-probabilities [P, K, V] of the next token, its entropy [P, K], and the logits behind both."""
-    logits = jnp.einsum("pkd,vd->pkv", hidden, model.head(params), preferred_element_type=jnp.float32)
+    head = model.head(params).astype(hidden.dtype)
+    logits = jnp.einsum("pkd,vd->pkv", hidden, head, preferred_element_type=jnp.float32)
     logits = logits / jnp.where(config.temperature > 0, config.temperature, 1.0)
     log_probs = jax.nn.log_softmax(logits)
     return log_probs, -jnp.sum(jnp.exp(log_probs) * log_probs, -1), logits

@@ -185,7 +185,8 @@ class ClockTask:
         Raises:
             UserError: `split` or `level` is not known.
         """
-        return [Example(p.question(), p.answer(), p.trace()) for p in self._draw(n, seed, split, level)]
+        problems = self._draw(f"{self.name}/examples", n, seed, split, level)
+        return [Example(p.question(), p.answer(), p.trace()) for p in problems]
 
     def documents(self, n: int, seed: int, mixture: Mapping[str, float], level: str = "default") -> list[Example]:
         """n pretraining documents of the train split: right answers, and traces of kinds drawn from `mixture`.
@@ -204,7 +205,7 @@ class ClockTask:
                 raise unknown_name("mixture", kind, KINDS)
         kinds, weights = zip(*mixture.items(), strict=True)
         rng = random.Random(f"{self.name}/documents/{seed}")
-        problems = self._draw(n, seed, "train", level)
+        problems = self._draw(self.name, n, seed, "train", level)
         drawn = rng.choices(kinds, weights, k=n)
         return [_document(problem, kind, rng) for problem, kind in zip(problems, drawn, strict=True)]
 
@@ -230,10 +231,11 @@ class ClockTask:
             return "useful"
         return "lazy" if steps == gold[: len(steps)] else "wrong"
 
-    def _draw(self, n: int, seed: int, split: str, level: str) -> list[Problem]:
+    def _draw(self, stream: str, n: int, seed: int, split: str, level: str) -> list[Problem]:
+        """Each stream draws problems of its own, so that training questions are not pretraining documents."""
         if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
         if level not in LEVELS:
             raise unknown_name("dataset.level", level, LEVELS)
-        rng = random.Random(f"{self.name}/{split}/{level}/{seed}")
+        rng = random.Random(f"{stream}/{split}/{level}/{seed}")
         return list(itertools.islice(_problems(rng, split, level), n))

@@ -89,7 +89,7 @@ def _step(config, setup: Setup, optimizer, state: TrainState, rows, step: int) -
         state, losses = update(
             state,
             minibatch(learner_batch, i, config.updates_per_step),
-            config.rollout.temperature,
+            config.rollout.temperature if config.objective == "nrt" else 1.0,
             model=setup.model,
             optimizer=optimizer,
             config=config.loss,

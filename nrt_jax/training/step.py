@@ -88,6 +88,9 @@ def reward_rollout(
     else:
         reward = aggregate(reward_config.mode, log_probs, mask, base)
         baseline = aggregate(reward_config.mode, base_log_probs, batch.reference.mask, base_log_probs).trace
+        # A sampled empty trace IS the baseline. Scored in another shape it is an ulp off, and where nothing else in
+        # the group helps, max(0, R - R_base) would hand that ulp, divided by its own std, to the empty trace.
+        reward = reward.replace(trace=jnp.where(rollout.trace_length == 0, baseline[:, None], reward.trace))
     advantage = group_advantage(reward.trace, baseline, clip=advantage_config.clip, scale=advantage_config.scale)
     signal = token_signal(loss_config.token_signal, reward.token, mask)
     learner_batch = from_rollout(rollout, batch, advantage, signal, has_opening=has_opening)

@@ -84,7 +84,7 @@ def test_same_seed_same_texts_and_other_seed_other_texts():
 
 def test_documents_keep_the_mixture_and_the_right_answer():
     documents = TASK.documents(2000, 0, {"useful": 1, "empty": 3})
-    gold = TASK.examples(2000, 0)
+    gold = TASK.documents(2000, 0, {"useful": 1})
     assert {d.trace for d in documents if d.trace} <= {e.trace for e in gold}
     assert all(d.answer == e.answer for d, e in zip(documents, gold, strict=True))
     assert 0.2 < sum(d.trace != "" for d in documents) / len(documents) < 0.3
@@ -94,7 +94,7 @@ def test_documents_keep_the_mixture_and_the_right_answer():
 def test_a_document_of_a_kind_is_seen_as_that_kind(kind):
     seen = {"filler": "other", "irrelevant": "other"}.get(kind, kind)
     documents = TASK.documents(200, 0, {kind: 1.0})
-    kinds = [TASK.trace_kind(e, d.trace) for e, d in zip(TASK.examples(200, 0), documents, strict=True)]
+    kinds = [TASK.trace_kind(e, d.trace) for e, d in zip(TASK.documents(200, 0, {"useful": 1}), documents, strict=True)]
     assert kinds.count(seen) == 200
 
 
@@ -137,3 +137,9 @@ def test_the_tokenizer_is_the_same_every_time(tokenizer):
     documents = TASK.documents(2000, 0, dict.fromkeys(clock.KINDS, 1.0))
     again = train_tokenizer([s for d in documents for s in (d.question, d.trace, d.answer)], 512)
     assert again.get_vocab() == tokenizer.get_vocab()
+
+
+def test_training_questions_are_not_pretraining_documents():
+    documents = {d.question for d in TASK.documents(3000, 0, {"useful": 1})}
+    questions = [e.question for e in TASK.examples(3000, 0)]
+    assert sum(q in documents for q in questions) < 0.02 * len(questions)
