@@ -8,7 +8,11 @@ from nrt_jax.training.optimizer import OptimizerConfig
 
 
 def get_config() -> TrainConfig:
-    """Give it `--model DIR --data FILE.jsonl`. The release does not clip at the empty trace; the paper does."""
+    """Give it `--model DIR --data FILE.jsonl`. The release does not clip at the empty trace; the paper does.
+
+    At these sizes it needs a machine that holds the whole step: only the update is split into micro-batches so far,
+    and the run is not sharded over devices yet. On one GPU start with shorter limits and fewer prompts.
+    """
     return TrainConfig(
         steps=810,
         updates_per_step=4,

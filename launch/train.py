@@ -17,7 +17,7 @@ def main(config: TrainConfig) -> None:
     """Loads, trains, and says what came out and where it is."""
     prepared = setup.prepare(config)
     for reason, count in prepared.left_out.items():
-        print(f"left out {count} training rows: {reason}")
+        print(f"left out {count} {reason}")
     folder = Path(config.workdir or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}")
     print(
         f"{config.model}: {prepared.model.config.num_parameters:,} parameters; {config.data}: "

@@ -36,6 +36,7 @@ class TextConfig:
 
 
 PLAIN_TEMPLATE = "{question}\n"
+_PLACE = "\N{OBJECT REPLACEMENT CHARACTER}question\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Encoder:
         if config.template and "{question}" not in config.template:
             raise UserError(f"text.template: {config.template!r} has no {{question}}; expected e.g. {PLAIN_TEMPLATE!r}")
         self.tokenizer = tokenizer
+        self._special_texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.format = trace_format
         self.config = config
 
@@ -72,21 +74,28 @@ class Encoder:
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Ids of the prompt: BOS once, the template around the question, the opening tag."""
-        if self.config.template:
-            text = self.config.template.replace("{question}", question)
-        elif self.tokenizer.chat_template:
-            messages = [{"role": "user", "content": question}]
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        else:
-            text = None
-        if text is None:
+        if not (self.config.template or self.tokenizer.chat_template):
             ids = self.ids(PLAIN_TEMPLATE.replace("{question}", question))
-        else:  # A template may write special tokens.
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        elif any(text in question for text in self._special_texts):
+            before, after = self._render(_PLACE).split(_PLACE)
+            ids = [*self._template_ids(before), *self.ids(question), *self._template_ids(after)]
+        else:
+            ids = self._template_ids(self._render(question))
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:1] != [bos]:  # Many chat templates write BOS themselves.
             ids = [bos, *ids]
         return (*ids, *self.format.opening)
+
+    def _render(self, question: str) -> str:
+        """The template, or else the tokenizer's chat template, with the question in it."""
+        if self.config.template:
+            return self.config.template.replace("{question}", question)
+        messages = [{"role": "user", "content": question}]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _template_ids(self, text: str) -> list[int]:
+        """Ids of a template's text, in which special tokens are meant."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def encode(self, example: Example) -> Encoded:
         """Ids of all segments of one example."""
@@ -97,8 +106,15 @@ class Encoder:
             example=example,
         )
 
-    def encode_all(self, examples: Iterable[Example]) -> tuple[list[Encoded], dict[str, int]]:
+    def encode_all(
+        self, examples: Iterable[Example], *, max_length: int | None = None, name: str = "data"
+    ) -> tuple[list[Encoded], dict[str, int]]:
         """Encodes examples and leaves out those over the limits.
+
+        Args:
+            examples: What to encode.
+            max_length: Most tokens of prompt, delimiter and answer together; None for no such limit.
+            name: What the examples are called in an error.
 
         Returns:
             The encoded examples, and how many were left out for which reason.
@@ -109,21 +125,23 @@ class Encoder:
         kept, left_out = [], {}
         for example in examples:
             encoded = self.encode(example)
-            reason = self._over_limit(encoded)
+            reason = self._over_limit(encoded, max_length)
             if reason:
                 left_out[reason] = left_out.get(reason, 0) + 1
             else:
                 kept.append(encoded)
         if not kept:
             why = "; ".join(f"{count} {reason}" for reason, count in left_out.items()) or "it has no rows"
-            raise UserError(f"data: no example is left ({why}); expected at least one row within the limits")
+            raise UserError(f"{name}: no example is left ({why}); expected at least one row within the limits")
         return kept, left_out
 
-    def _over_limit(self, encoded: Encoded) -> str | None:
+    def _over_limit(self, encoded: Encoded, max_length: int | None) -> str | None:
         if len(encoded.prompt) > self.config.max_prompt_length:
             return "longer than text.max_prompt_length"
         if len(encoded.answer) > self.config.max_answer_length:
             return "longer than text.max_answer_length"
+        if max_length is not None and len(encoded.prompt) + 1 + len(encoded.answer) > max_length:
+            return "longer than rollout.max_length, even without a trace"
         return None
 
     def batch(self, rows: Sequence[Encoded]) -> Batch:

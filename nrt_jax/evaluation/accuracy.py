@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,12 +60,13 @@ class Answered:
     base_token_log_probs: tuple[float, ...]
 
 
-@flax.struct.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Most tokens of a trace and of an answer; static."""
+    """Most tokens of a trace and of an answer, and the slots by which the decoding cache grows."""
 
-    trace: int = flax.struct.field(pytree_node=False)
-    answer: int = flax.struct.field(pytree_node=False)
+    trace: int
+    answer: int
+    chunk_size: int = 128
 
 
 def answer_questions(
@@ -85,11 +85,19 @@ def answer_questions(
         stop_ids=stop_ids,
         temperature=jnp.float32(config.temperature),
         max_new_tokens=limits.trace + 1 + limits.answer,
+        chunk_size=limits.chunk_size,
     )
-    direct = SamplingConfig(stop_ids=stop_ids, temperature=jnp.float32(0.0), max_new_tokens=limits.answer)
+    direct = SamplingConfig(
+        stop_ids=stop_ids,
+        temperature=jnp.float32(0.0),
+        max_new_tokens=limits.answer,
+        chunk_size=limits.chunk_size,
+    )
     for start in range(0, len(rows), config.batch_size):
         part = list(rows[start : start + config.batch_size])
-        padded = part + part[-1:] * (min(config.batch_size, len(rows)) - len(part))  # One shape, one program.
+        padded = part + part[-1:] * (
+            min(config.batch_size, len(rows)) - len(part)
+        )  # The last batch is as large as the others.
         skipping = [dataclasses.replace(row, prompt=(*row.prompt, encoder.format.delimiter)) for row in padded]
         sampled = _sample_and_score(model, params, encoder.batch(padded), jax.random.fold_in(rng, start), own)
         empty = sample(model, params, encoder.batch(skipping).prompts, rng, direct)
@@ -101,14 +109,15 @@ def answer_questions(
 def _answered(encoder: Encoder, row: Encoded, sampled, empty, i: int) -> Answered:
     """What row i of a batch amounts to, in text."""
     tokens, lengths, log_probs, base = sampled
-    reference, num = row.example.answer, len(row.answer)
+    num = len(row.answer)
+    reference = encoder.tokenizer.decode(row.answer[:-1])  # Spelt as the tokenizer spells the policy's answers.
     trace, answer = encoder.format.split(tokens[i, : lengths[i]])
     answer = None if answer is None else encoder.tokenizer.decode(answer)
     direct = empty[0][i][empty[1][i]]
     direct = encoder.tokenizer.decode(direct[:-1] if direct[-1:] == encoder.format.eos else direct)
     return Answered(
         question=row.example.question,
-        reference=reference,
+        reference=row.example.answer,
         trace=encoder.tokenizer.decode(trace),
         answer=answer,
         correct=answer is not None and answer.strip() == reference.strip(),

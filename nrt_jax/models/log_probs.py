@@ -50,6 +50,6 @@ def _chunk_log_probs(head, temperature, chunk):
     logits = logits / temperature
     log_z = jax.nn.logsumexp(logits, axis=-1)
     log_probs = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - log_z
-    frozen, log_z = jax.lax.stop_gradient((logits, log_z))
-    entropy = log_z - jnp.sum(jnp.exp(frozen - log_z[:, None]) * frozen, axis=-1)
+    every = jax.lax.stop_gradient(logits - log_z[:, None])
+    entropy = -jnp.sum(jnp.exp(every) * every, axis=-1)
     return log_probs, entropy

@@ -23,7 +23,8 @@ class NRTLossConfig:
         token_signal: `fixed` s_i = 1, plain cross-entropy on y*; `derived` s_i = alpha_i c_i, the paper's gradient;
             `group_normalised` the latter centred and scaled over the group (can be negative).
         normaliser: `token_mean` averages over tokens, `sequence_mean_token_sum` sums over a sequence's tokens and
-            averages over sequences, `constant` divides the sum by `constant`.
+            averages over sequences, `constant` divides the sum by `constant`. The release's `token_mean` counts only
+            tokens that the ratio bounds keep; a training update counts all, so that it can be split into parts.
         constant: Divisor of `normaliser="constant"`.
         delimiter_mean: The cross-entropy on forced delimiters is averaged over them (`forced`, the release) or over
             all sequences. When few rows miss the delimiter, the former lets each of them outweigh the whole rest of

@@ -106,6 +106,7 @@ def sample(model: Model, params: Params, prompts: Prompts, rng: jax.Array, confi
     """
     num_prompts, group_size = prompts.tokens.shape[0], config.group_size
     keys = row_keys(rng, num_prompts, group_size) if rng.ndim == 0 else rng
+    params = model.cast(params)  # Once, not at every token.
     prompt_length = jnp.sum(prompts.mask, -1, dtype=jnp.int32)
     hidden, prompt_cache = prefill(model, params, prompts)
     last = jnp.take_along_axis(hidden, jnp.maximum(prompt_length - 1, 0)[:, None, None], axis=1)

@@ -9,8 +9,9 @@ from typing import Any
 
 from nrt_jax.errors import unknown_name
 from nrt_jax.rewards import AGGREGATIONS
-from nrt_jax.training import loop, setup
+from nrt_jax.training import loop, setup, workdir
 from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.config_io import to_dict
 from nrt_jax.training.metrics import METRICS_FILE, read_metrics
 
 #: Columns of the table: heading -> key of a run's figures.
@@ -76,9 +77,10 @@ def run_grid(config: AblationConfig, log: Callable[[str], None] = print) -> None
         if name not in ARMS:
             raise unknown_name("arms", name, ARMS)
     for base, arm, seed, folder in _runs(config):
-        if (folder / "summary.json").exists():
-            continue
         run = ARMS[arm](dataclasses.replace(config.recipe, model=base, seed=seed))
+        if (folder / "summary.json").exists():
+            workdir.prepare(folder, to_dict(run))  # Refuses a run of another recipe.
+            continue
         summary = loop.train(run, setup.prepare(run), folder, log=lambda _: None)
         figures = "  ".join(f"{heading} {summary[key]:.3f}" for heading, key in COLUMNS.items() if key in summary)
         log(f"{base}  {arm}  seed {seed}  {figures}  {summary['seconds']:.0f} s")

@@ -23,7 +23,7 @@ class RolloutConfig:
         group_size: K, traces a question.
         max_trace_length: Z, most tokens of a trace.
         max_length: Most tokens of prompt, trace, delimiter and answer together; a longer sample loses the tail of its
-            trace. 0 for no such limit.
+            trace. 0 for what the model supports.
         temperature: Of sampling; scores and losses divide their logits by it too.
         chunk_size: Slots by which the decoding cache grows.
     """
@@ -170,7 +170,13 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "rollout.max_length",
+    "loss.trace_weight",
+    "loss.delimiter_weight",
+    "loss.token_weight",
+    "loss.ratio_low",
     "optimizer.warmup_updates",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
     "evaluation.every",
     "evaluation.examples",
     "evaluation.temperature",

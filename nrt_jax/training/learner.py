@@ -86,6 +86,7 @@ def from_rollout(
     delimiter_log_prob = jnp.take_along_axis(rollout.delimiter_log_probs, length, axis=-1)[..., 0]
     last = jnp.take_along_axis(batch.prompts.tokens, jnp.maximum(rollout.prompt_length - 1, 0)[:, None], axis=1)
     tokens = place(rollout.tokens, jnp.broadcast_to(reference.delimiter, matched.shape), per_group(reference.tokens))
+    values = place(rollout.log_probs, delimiter_log_prob, token_signal)  # Each term reads its own segment.
     return LearnerBatch(
         prompts=batch.prompts,
         tokens=jnp.where(in_trace | at_delimiter | in_answer, tokens, 0).at[..., 0].set(last),
@@ -94,9 +95,9 @@ def from_rollout(
             delimiter=(at_delimiter & ~matched[..., None]) | ((index < 0) & has_opening),
             reference=in_answer,
         ),
-        old_log_probs=jnp.where(in_answer, 0.0, place(rollout.log_probs, delimiter_log_prob, token_signal)),
+        old_log_probs=jnp.where(in_answer, 0.0, values),
         advantage=advantage,
-        token_signal=jnp.where(in_answer, place(rollout.log_probs, delimiter_log_prob, token_signal), 0.0),
+        token_signal=jnp.where(in_answer, values, 0.0),
     )
 
 

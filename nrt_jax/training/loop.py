@@ -27,7 +27,7 @@ from nrt_jax.training.state import TrainState, abstract_state, create_state
 from nrt_jax.training.step import reward_rollout, sampling_config
 
 #: What a resumed run may change: how long it goes on, how often it reports and saves.
-MAY_CHANGE = ("steps", "workdir", "checkpoint", "evaluation.every", "evaluation.examples")
+MAY_CHANGE = ("workdir", "checkpoint", "evaluation.every", "evaluation.examples")
 SHOWN = ("reward", "reward_gain", "answer_prob", "accuracy", "entropy", "trace_length", "empty_trace_share")
 _EVALUATION_STREAM = 2**31 - 1  # Steps count up from 0; evaluation draws from a key that no step uses.
 
@@ -48,7 +48,9 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
         UserError: The folder holds another run, or a checkpoint of it cannot be used.
     """
     started = time.time()
-    resumed = run_folder.prepare(folder, to_dict(config), resume_may_change=MAY_CHANGE)
+    # A cosine ends with the run: with more steps its earlier learning rates would have been others.
+    may_change = MAY_CHANGE if config.optimizer.schedule == "cosine" else (*MAY_CHANGE, "steps")
+    resumed = run_folder.prepare(folder, to_dict(config), resume_may_change=may_change)
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
     before = _answers_before(config, setup, folder)
     hard = hard_tokens(before)
@@ -58,11 +60,12 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
         Checkpointer(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
         MetricsWriter(folder, total_steps=config.steps, show=SHOWN) as writer,
     ):
-        state, first = create_state(setup.params, optimizer), 0
         if resumed and checkpoints.latest_step() is not None:
             state, _ = checkpoints.restore(abstract_state(setup.model, optimizer))
-            first = int(state.step)
-            log(f"resumed at step {first} from {folder / 'checkpoints'}")
+            log(f"resumed at step {int(state.step)} from {folder / 'checkpoints'}")
+        else:
+            state = create_state(setup.params, optimizer)
+        first = int(state.step)
         writer.truncate_after(first)
         rows = pipeline.shuffled(setup.train, config.seed)
         for step in range(first, config.steps):
@@ -115,7 +118,7 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[Learne
         reward_config=config.reward,
         advantage_config=config.advantage,
         loss_config=config.loss,
-        max_length=config.rollout.max_length,
+        max_length=setup.max_length,
         has_opening=bool(setup.trace_format.opening),
     )
 

@@ -31,9 +31,10 @@ class Setup:
         encoder: Text to ids.
         train: Training rows.
         held_out: Evaluation rows.
-        left_out: How many training rows were left out, by reason.
+        left_out: How many rows were left out, by reason.
         limits: Most tokens of a trace and an answer in evaluation.
         model_folder: Where the model came from.
+        max_length: Most tokens of a whole sample.
     """
 
     model: Model
@@ -46,6 +47,7 @@ class Setup:
     left_out: dict[str, int]
     limits: Limits
     model_folder: Path
+    max_length: int
 
 
 def model_path(name: str) -> Path:
@@ -71,8 +73,10 @@ def prepare(config: TrainConfig) -> Setup:
     model, params, tokenizer = hf.load(folder, dtype=config.dtype)
     trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
     encoder = Encoder(tokenizer, trace_format, config.text)
-    train, left_out = encoder.encode_all(train)
-    held_out, _ = encoder.encode_all(held_out)
+    longest = model.config.max_position_embeddings
+    max_length = min(config.rollout.max_length or longest, longest)
+    train, left_out = encoder.encode_all(train, max_length=max_length)
+    held_out, held_out_left_out = encoder.encode_all(held_out, max_length=max_length, name="held-out data")
     return Setup(
         model=model,
         params=params,
@@ -81,7 +85,13 @@ def prepare(config: TrainConfig) -> Setup:
         encoder=encoder,
         train=train,
         held_out=held_out,
-        left_out=left_out,
-        limits=Limits(trace=config.rollout.max_trace_length, answer=max(len(row.answer) for row in train + held_out)),
+        left_out={f"training rows {why}": count for why, count in left_out.items()}
+        | {f"held-out rows {why}": count for why, count in held_out_left_out.items()},
+        limits=Limits(
+            trace=config.rollout.max_trace_length,
+            answer=max(len(row.answer) for row in train + held_out),
+            chunk_size=config.rollout.chunk_size,
+        ),
         model_folder=folder,
+        max_length=max_length,
     )

@@ -27,9 +27,7 @@ def sampling_config(config: RolloutConfig, trace_format: TraceFormat) -> Samplin
 
 
 def fit_traces(rollout: Rollout, batch: Batch, max_length: int) -> Rollout:
-    """Cuts traces so that prompt, trace, delimiter and answer fit into max_length tokens (0: no limit)."""
-    if not max_length:
-        return rollout
+    """Cuts traces so that prompt, trace, delimiter and answer fit into max_length tokens."""
     answer_length = jnp.sum(batch.reference.mask, -1)
     return cut_traces(rollout, jnp.maximum(max_length - rollout.prompt_length - 1 - answer_length, 0))
 
@@ -56,7 +54,7 @@ def reward_rollout(
     reward_config: RewardConfig,
     advantage_config: AdvantageConfig,
     loss_config: NRTLossConfig,
-    max_length: int = 0,
+    max_length: int,
     has_opening: bool = False,
 ) -> tuple[LearnerBatch, dict[str, jax.Array]]:
     """Scores y* after each trace and after none, and turns that into a learner's batch.
@@ -71,7 +69,7 @@ def reward_rollout(
         reward_config: Which reward.
         advantage_config: Which baseline and scale.
         loss_config: Which token signal.
-        max_length: See `RolloutConfig`.
+        max_length: Most tokens of prompt, trace, delimiter and answer together.
         has_opening: The prompts end with an opening tag.
 
     Returns:

@@ -149,3 +149,5 @@ def test_text_that_spells_a_special_token_stays_text():
     assert EOS not in encoded.prompt and DELIMITER not in encoded.trace
     assert encoded.answer.count(EOS) == 1 and DELIMITER not in encoded.answer
     assert EOS in encoder(template="<eos>{question}").prompt("Why?")  # a template's own tokens are meant
+    chatty = encoder(tokenizer=chat_tokenizer()).prompt("Is <eos> a word?")
+    assert EOS not in chatty and chatty.count(BOS) == 1

@@ -1,5 +1,7 @@
 """The sampler against plain full forwards, and its invariances."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from nrt_jax.data import Prompts
+from nrt_jax.models import Model
 from nrt_jax.rollout import cut_traces, row_keys, sample
 from tests.fixtures_model import DELIMITER, EOS, full_log_probs, random_batch, sampling, tiny_model
 
@@ -143,3 +146,17 @@ def test_cutting_loses_the_tail_of_the_trace_and_the_match(sampled):
     np.testing.assert_array_equal(cut.finished[~shortened], rollout.finished[~shortened])
     np.testing.assert_array_equal(cut.tokens[2], rollout.tokens[2])
     assert (cut.trace_cache.positions[1] == -1).all()
+
+
+def test_bfloat16_sampler_agrees_with_the_bfloat16_training_forward():
+    """The same dtype policy in both: what differs is rounding, of the size of bfloat16's (8 bits)."""
+    model, params = tiny_model()
+    model = Model(dataclasses.replace(model.config, dtype="bfloat16"))
+    batch = random_batch(1)
+    rollout = sample(model, params, batch.prompts, jax.random.key(3), sampling())
+    ids = sequence(batch, rollout, 0, 1)
+    start = int(batch.prompts.mask[0].sum())
+    log_probs = full_log_probs(model, params, ids)[start - 1 :]
+    picked = log_probs[np.arange(len(ids) - start), ids[start:]]
+    np.testing.assert_allclose(rollout.log_probs[0, 1, : len(picked)], picked, atol=0.15)
+    assert rollout.log_probs.dtype == jnp.float32 and rollout.trace_cache.k.dtype == jnp.bfloat16
