@@ -8,6 +8,7 @@ python -m launch.train --config configs/NAME.py --workdir DIR     a recipe; run 
 import datetime
 from pathlib import Path
 
+from configs import default
 from launch import cli
 from nrt_jax.training import loop, setup
 from nrt_jax.training.config import TrainConfig
@@ -18,6 +19,11 @@ def main(config: TrainConfig) -> None:
     prepared = setup.prepare(config)
     for reason, count in prepared.left_out.items():
         print(f"left out {count} {reason}")
+    if setup.model_path(config.model) == Path(config.model) and config.optimizer == default.get_config().optimizer:
+        print(
+            f"note: learning rate {config.optimizer.learning_rate:g} is sized for the embedded model; "
+            "for a pretrained one start from --config nrt or --optimizer.learning-rate 2e-6"
+        )
     folder = Path(config.workdir or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}")
     print(
         f"{config.model}: {prepared.model.config.num_parameters:,} parameters; {config.data}: "
