@@ -95,6 +95,7 @@ def collect(config: AblationConfig) -> list[dict[str, Any]]:
         records = read_metrics(folder / METRICS_FILE)
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         curve = [(0, summary["accuracy_before"])] + [(r["step"], r["accuracy"]) for r in records if "accuracy" in r]
+        curve.append((summary["steps"], summary["accuracy_after"]))
         rows.append(summary | {"base": base, "arm": arm, "seed": seed, "curve": curve} | _last_entropy(records))
     return rows
 

@@ -31,11 +31,11 @@ def test_table_and_curves_come_from_the_runs_files(tmp_path):
     for seed, accuracy in ((0, 0.5), (1, 0.75)):
         folder = tmp_path / "tiny" / "zero_advantage" / f"seed{seed}"
         folder.mkdir(parents=True)
-        summary = {"accuracy_before": 0.1, "accuracy_after": accuracy, "answer_prob_after": 0.25}
+        summary = {"accuracy_before": 0.1, "accuracy_after": accuracy, "steps": 3, "answer_prob_after": 0.25}
         (folder / "summary.json").write_text(json.dumps(summary))
         records = [{"step": 1, "entropy": 1.0}, {"step": 2, "entropy": 3.0, "accuracy": accuracy}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     rows = collect(AblationConfig(output=str(tmp_path), bases=("tiny",)))
-    assert [row["curve"] for row in rows] == [[(0, 0.1), (2, 0.5)], [(0, 0.1), (2, 0.75)]]
+    assert [row["curve"] for row in rows] == [[(0, 0.1), (2, 0.5), (3, 0.5)], [(0, 0.1), (2, 0.75), (3, 0.75)]]
     (line,) = table(rows, "tiny").splitlines()[2:]
     assert line == "| zero advantage | 2 | 0.62 (0.50 to 0.75) | 0.25 | - | 2.00 | - | - |"
