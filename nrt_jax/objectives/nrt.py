@@ -28,7 +28,7 @@ class NRTLossConfig:
         constant: Divisor of `normaliser="constant"`.
         delimiter_mean: The cross-entropy on forced delimiters is averaged over them (`forced`, the release) or over
             all sequences. When few rows miss the delimiter, the former lets each of them outweigh the whole rest of
-            the batch: on the embedded task one such row in 256 made the gradient 35 times larger, and runs collapsed.
+            the batch: on the embedded task steps with such a row had a median gradient norm of 10, the others of 0.5.
     """
 
     trace_weight: float = 1.0
