@@ -10,9 +10,11 @@ from configs import default
 from nrt_jax import hf, tasks
 from nrt_jax.data import formats
 from nrt_jax.data.encode import Encoder, TextConfig
+from nrt_jax.rollout import sample
 from nrt_jax.training import loop, setup
 from nrt_jax.training.learner import completion_log_probs, from_demonstrations
 from nrt_jax.training.metrics import read_metrics
+from nrt_jax.training.step import reward_rollout, sampling_config
 
 TASK = tasks.get("clock")
 CHANCE = 1 / 12
@@ -56,3 +58,27 @@ def test_ten_steps_of_nrt_make_the_model_use_its_skill(tmp_path):
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert max(record["sampler_trainer_kl"] for record in records) < 1e-6
     assert records[-1]["reward_gain"] > records[0]["reward_gain"]
+
+
+def test_an_empty_trace_is_never_rewarded_for_a_rounding():
+    """Scored in another shape it is an ulp off its own baseline, which clip and std would blow up to an advantage."""
+    recipe = default.get_config()
+    config = dataclasses.replace(recipe, dataset=dataclasses.replace(recipe.dataset, size=64))
+    prepared = setup.prepare(config)
+    batch = prepared.encoder.batch(prepared.train[: config.rollout.prompts])
+    sampling = sampling_config(config.rollout, prepared.trace_format)
+    rollout = sample(prepared.model, prepared.params, batch.prompts, jax.random.key(0), sampling)
+    learner, _ = reward_rollout(
+        prepared.params,
+        rollout,
+        batch,
+        jax.random.key(1),
+        sampling.temperature,
+        model=prepared.model,
+        reward_config=config.reward,
+        advantage_config=config.advantage,
+        loss_config=config.loss,
+        max_length=prepared.max_length,
+    )
+    of_empty = np.asarray(learner.advantage)[np.asarray(rollout.trace_length) == 0]
+    assert of_empty.size > 20 and of_empty.max() <= 0
