@@ -28,11 +28,11 @@ def _plots(rows, config: AblationConfig) -> list[Path]:
     except ImportError:
         print("no plots: matplotlib is not installed (pip install 'nrt_jax[docs]')")
         return []
-    panels = {"controls": "", "clip, fixed": ", clip, fixed", "no clip, fixed": ", no clip, fixed",
-              "clip, derived": ", clip, derived"}  # fmt: skip
+    variants = ("clip, fixed", "no clip, fixed", "clip, derived", "no clip, derived")
+    panels = {"controls": ""} | {variant: f", {variant}" for variant in variants}
     written = []
     for base in config.bases:
-        figure, axes = plt.subplots(1, len(panels), figsize=(16, 4), sharey=True)
+        figure, axes = plt.subplots(1, len(panels), figsize=(20, 4), sharey=True)
         for axis, (title, suffix) in zip(axes, panels.items(), strict=True):
             mine = [row for row in rows if row["base"] == base]
             arms = dict.fromkeys(

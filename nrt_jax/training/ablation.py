@@ -68,6 +68,7 @@ ARMS: Mapping[str, Callable[[TrainConfig], TrainConfig]] = {
     **{f"{mode}, clip, fixed": _nrt(mode, "clip", "fixed") for mode in AGGREGATIONS},
     **{f"{mode}, no clip, fixed": _nrt(mode, "none", "fixed") for mode in AGGREGATIONS},
     **{f"{mode}, clip, derived": _nrt(mode, "clip", "derived") for mode in AGGREGATIONS},
+    **{f"{mode}, no clip, derived": _nrt(mode, "none", "derived") for mode in AGGREGATIONS},
 }
 
 
