@@ -4,7 +4,8 @@
 
 The config is a frozen dataclass, nested as the command needs. A config file is Python with a function
 `get_config()` that returns one. Each field is a flag of its dotted name, with dashes or underscores; tyro
-converts the values and prints the help.
+converts the values and prints the help. Fields of type `tyro.conf.Positional[...]` are given before all flags, without
+their names.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import importlib.util
 import io
 import pathlib
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -75,7 +77,7 @@ def parse(
         UserError: an unknown field, a bad or missing value, or a config file that cannot be used.
         SystemExit: 0 after `--help`.
     """
-    flags, wants_help = _split(sys.argv[1:] if args is None else args)
+    flags, wants_help = _split(sys.argv[1:] if args is None else args, _positionals(config_type))
     config_file = _one_token("config", flags.pop("config")) if "config" in flags else default_config
     base = None if config_file is None else load_config(config_file, config_type)
     if wants_help:
@@ -114,16 +116,26 @@ def load_config(name: str, config_type: type[ConfigT]) -> ConfigT:
     return config
 
 
-def _split(args: Sequence[str]) -> tuple[dict[str, list[str]], bool]:
-    """Splits a command line into each flag's values, the last one winning, and whether help is wanted."""
+def _positionals(config_type: type) -> list[str]:
+    """The names of the fields that are given without their names, in order."""
+    hints = typing.get_type_hints(config_type, include_extras=True)
+    marker = typing.get_args(tyro.conf.Positional[str])[1]
+    return [name for name, hint in hints.items() if marker in getattr(hint, "__metadata__", ())]
+
+
+def _split(args: Sequence[str], positionals: Sequence[str] = ()) -> tuple[dict[str, list[str]], bool]:
+    """Splits a command line into each field's words, the last ones winning, and whether help is wanted."""
     flags: dict[str, list[str]] = {}
     values: list[str] | None = None
+    names = iter(positionals)
     for token in args:
         if token in ("-h", "--help"):
             return flags, True
         if token.startswith("--"):
             name, equals, value = token[2:].partition("=")
             values = flags[name.replace("-", "_")] = [value] if equals else []
+        elif values is None and (name := next(names, None)):
+            flags[name] = [token]
         elif values is None:
             raise UserError(f"unexpected argument {token!r}; fields are set with --FIELD VALUE")
         else:
@@ -174,7 +186,8 @@ def _build(config_type: type, base: Any, values: Mapping[str, Any], prefix: str)
         elif base is not None:
             fields[field.name] = getattr(base, field.name)
         elif is_required(field):
-            raise UserError(f"{_flag(name)}: missing; expected {describe(hints[field.name])}")
+            label = name.upper() if name in _positionals(config_type) else _flag(name)
+            raise UserError(f"{label}: missing; expected {describe(hints[field.name])}")
     try:
         return type(base)(**fields) if base is not None else config_type(**fields)
     except UserError:

@@ -1,23 +1,201 @@
-"""One name for any checkpoint: a Hugging Face folder, an Orbax checkpoint, or a run's folder."""
+"""One name for any checkpoint: a Hugging Face folder, a converted Orbax checkpoint, or a run's folder.
 
+hf        DIR/config.json, tokenizer files, *.safetensors            made by others, and by to-hf
+orbax     DIR/config.json, tokenizer files, params/                  made by from-hf
+run       DIR/model/ (as above, without weights), checkpoints/STEP/  made by launch.train; also DIR/checkpoints/STEP
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 from nrt_jax import hf
+from nrt_jax.errors import UserError
 from nrt_jax.models import Model, Params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+PARAMS, DESCRIPTION, STEPS = "params", "model", "checkpoints"
 
-def load(path: str | Path, *, dtype: str = "float32") -> tuple[Model, Params, "Tokenizer"]:
-    """Loads model, params and tokenizer from whatever `path` is.
 
-    Args:
-        path: The folder.
-        dtype: Compute dtype of the model.
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a checkpoint's parts lie.
+
+    Attributes:
+        description: Folder of config.json, generation_config.json and the tokenizer.
+        arrays: Folder that Orbax wrote; None where the weights are safetensors beside the description.
+        in_state: The params are an entry of a whole training state there.
+    """
+
+    description: Path
+    arrays: Path | None = None
+    in_state: bool = False
+
+
+def locate(path: str | Path) -> Location:
+    """Finds out what `path` is.
 
     Raises:
-        UserError: The folder is none of the three; the line says what was found.
+        UserError: It is none of the three kinds; the line says what was expected.
     """
-    return hf.load(path, dtype=dtype)
+    folder = Path(path)
+    if not folder.is_dir():
+        return Location(hf.local_folder(path))
+    if (folder / PARAMS).is_dir():
+        return Location(folder, folder / PARAMS)
+    if (folder / STEPS).is_dir() and (folder / DESCRIPTION).is_dir():
+        steps = [int(step.name) for step in (folder / STEPS).iterdir() if step.name.isdecimal()]
+        if not steps:
+            raise UserError(f"{path}: the run has no checkpoint yet; expected one in {STEPS}/")
+        folder = folder / STEPS / str(max(steps))
+    if folder.parent.name == STEPS and (folder / "state").is_dir():
+        return Location(folder.parent.parent / DESCRIPTION, folder / "state", in_state=True)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{path}: is no checkpoint; expected a Hugging Face folder, an Orbax checkpoint made by "
+            "launch.convert, or a run's folder"
+        )
+    return Location(folder)
+
+
+def load(
+    path: str | Path, *, dtype: str = "float32", param_dtype: str | None = None
+) -> tuple[Model, Params, "Tokenizer"]:
+    """Loads model, params and tokenizer from a checkpoint of any kind.
+
+    Args:
+        path: See the module; a Hugging Face hub id works too.
+        dtype: Compute dtype of the model.
+        param_dtype: Dtype of the params; None for the compute dtype.
+
+    Raises:
+        UserError: The folder is no checkpoint, or its parts do not fit each other.
+    """
+    location = locate(path)
+    param_dtype = param_dtype or dtype
+    if location.arrays is None:
+        return hf.load(location.description, dtype=dtype, param_dtype=param_dtype)
+    tokenizer = hf.load_tokenizer(location.description)
+    model = Model(hf.read_config(location.description, dtype=dtype))
+    return model, restore_params(location, model, dtype=param_dtype), tokenizer
+
+
+def save_params(folder: str | Path, params: Params) -> None:
+    """Writes params into `folder`, which holds their description, with Orbax.
+
+    Not compressed: weights do not compress, and trying takes a copy of several leaves (benchmarks/convert_memory.py).
+    """
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+        checkpointer.save(Path(folder).absolute() / PARAMS, args=ocp.args.PyTreeSave(params))
+
+
+def restore_params(location: Location, model: Model, *, dtype: str | None = None) -> Params:
+    """Restores params that Orbax wrote, onto the first local device.
+
+    Args:
+        location: Of `locate`.
+        model: What the arrays must fit.
+        dtype: Of the params; None keeps each as it is stored.
+
+    Raises:
+        UserError: The arrays cannot be read or are another model's.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def how(leaf):
+        return ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype or leaf.dtype)
+
+    return _restore(location, jax.tree.map(how, _metadata(location, model)))
+
+
+def open_params(location: Location, model: Model) -> Params:
+    """The params as `StoredLeaf`s, which are read one at a time: for work on checkpoints larger than memory.
+
+    Raises:
+        UserError: As `restore_params`.
+    """
+    stored = _metadata(location, model)
+
+    @functools.lru_cache(maxsize=1)
+    def read(path: tuple[str, ...]) -> np.ndarray:
+        how = ocp.RestoreArgs(restore_type=np.ndarray)
+        for key in reversed(path):
+            how = {key: how}
+        return functools.reduce(lambda tree, key: tree[key], path, _restore(location, how))
+
+    def leaf(path, metadata):
+        keys = tuple(entry.key for entry in path)
+        return StoredLeaf(tuple(metadata.shape), metadata.dtype, functools.partial(read, keys))
+
+    return jax.tree_util.tree_map_with_path(leaf, stored)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredLeaf:
+    """An array on disk that is read as a whole when indexed, and forgotten when another one is.
+
+    Attributes:
+        shape: Of the array.
+        dtype: Of the array.
+        read: Returns it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.read()[index]
+
+
+def _restore(location: Location, restore_args: Any) -> Any:
+    """Restores those leaves of the params for which there are restore_args."""
+    wanted = {PARAMS: restore_args} if location.in_state else restore_args
+    item = jax.tree.map(lambda _: 0, wanted)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=wanted, partial_restore=True)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            restored = checkpointer.restore(location.arrays.absolute(), args=args)
+        except Exception as error:
+            raise _unreadable(location, error) from error
+    return restored[PARAMS] if location.in_state else restored
+
+
+def _metadata(location: Location, model: Model) -> Any:
+    """Shape and dtype of each leaf of the params, after comparing them with the model's."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            stored = checkpointer.metadata(location.arrays.absolute()).item_metadata.tree
+            stored = stored[PARAMS] if location.in_state else stored
+        except Exception as error:
+            raise _unreadable(location, error) from error
+    _check_shapes(location, stored, model.abstract_params())
+    return stored
+
+
+def _unreadable(location: Location, error: Exception) -> UserError:
+    """Orbax and its storage raise many kinds of exceptions; all mean that the files are not what they should be."""
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{location.arrays}: not a readable Orbax checkpoint: {reason}; use another one")
+
+
+def _check_shapes(location: Location, stored: Any, wanted: Any) -> None:
+    """Raises UserError naming the first array that is absent, unexpected or misfits the config."""
+    found, expected = (
+        {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (stored, wanted))
+    )
+    for name in expected | found:
+        if found.get(name) != expected.get(name):
+            raise UserError(
+                f"{location.arrays}: params {name}: found {found.get(name, 'nothing')}; "
+                f"{location.description / 'config.json'} expects {expected.get(name, 'nothing')}"
+            )

@@ -1,8 +1,9 @@
-"""Settings that every test shares: CPU, one device, and compiled programs kept between runs."""
+"""Settings that every test shares: eight virtual CPU devices (most use one), and programs kept between runs."""
 
 import os
 import pathlib
 
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the tolerances are those of float32 on a CPU
 
 import hypothesis

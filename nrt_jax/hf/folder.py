@@ -11,19 +11,36 @@ from typing import TYPE_CHECKING, Any
 from nrt_jax.errors import UserError
 from nrt_jax.hf.config import from_hf, to_hf
 from nrt_jax.hf.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
-from nrt_jax.hf.weights import read_params, write_params
-from nrt_jax.models import Model, Params
+from nrt_jax.hf.weights import INDEX_FILE, read_params, write_params
+from nrt_jax.models import Model, ModelConfig, Params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
-def load(path: str | Path, *, dtype: str = "float32") -> tuple[Model, Params, "Tokenizer"]:
-    """Loads a local folder that holds config.json, safetensors and a tokenizer.
+#: What a model folder holds beside its weights: how to read them, how to sample, how to tokenize.
+_DESCRIPTION = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+)
+
+
+def load(
+    path: str | Path, *, dtype: str = "float32", param_dtype: str = "float32"
+) -> tuple[Model, Params, "Tokenizer"]:
+    """Loads a folder that holds config.json, safetensors and a tokenizer.
 
     Args:
-        path: The folder.
-        dtype: Compute dtype of the model. Its params are float32 whatever the dtype of the files.
+        path: A local folder, or the id of a model on the Hugging Face hub, which is downloaded once.
+        dtype: Compute dtype of the model.
+        param_dtype: Dtype of the params, whatever that of the files. Training wants float32; to sample and score,
+            the compute dtype takes half the memory.
 
     Returns:
         (model, params, tokenizer).
@@ -31,16 +48,50 @@ def load(path: str | Path, *, dtype: str = "float32") -> tuple[Model, Params, "T
     Raises:
         UserError: The folder is not a supported model; the line names the field, file or tensor.
     """
-    tokenizer = load_tokenizer(_existing(path))  # before the weights: the quicker failure first
-    config = from_hf(_read_json(Path(path) / "config.json"), dtype=dtype)
+    folder = local_folder(path)
+    tokenizer = load_tokenizer(folder)  # before the weights: the quicker failure first
+    config = read_config(folder, dtype=dtype)
     check_vocabulary(tokenizer, config)
-    return Model(config), read_params(path, config), tokenizer
+    return Model(config), read_params(folder, config, dtype=param_dtype), tokenizer
 
 
-def load_model(path: str | Path, *, dtype: str = "float32") -> tuple[Model, Params]:
+def load_model(path: str | Path, *, dtype: str = "float32", param_dtype: str = "float32") -> tuple[Model, Params]:
     """`load` for a folder whose tokenizer is absent or not wanted."""
-    config = from_hf(_read_json(_existing(path) / "config.json"), dtype=dtype)
-    return Model(config), read_params(path, config)
+    folder = local_folder(path)
+    config = read_config(folder, dtype=dtype)
+    return Model(config), read_params(folder, config, dtype=param_dtype)
+
+
+def read_config(folder: str | Path, *, dtype: str = "float32") -> ModelConfig:
+    """The config of a folder's model, with this compute dtype.
+
+    Raises:
+        UserError: There is no config.json, or it asks for what is not supported.
+    """
+    return from_hf(_read_json(Path(folder) / "config.json"), dtype=dtype)
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder itself, or a hub id's downloaded snapshot of it: descriptions and safetensors only.
+
+    Raises:
+        UserError: There is no such folder, and no such model on the hub or no way to reach it.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    missing = f"{path}: no such folder; expected a local folder in Hugging Face format, or a hub id"
+    # An absolute or dotted path cannot be a hub id; asking the hub for it would end in a puzzling message.
+    if folder.exists() or folder.is_absolute() or str(path).startswith(".") or len(folder.parts) != 2:
+        raise UserError(missing)
+    import huggingface_hub
+
+    try:
+        patterns = [*_DESCRIPTION, "*.safetensors", INDEX_FILE]
+        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
+    except Exception as error:  # of many kinds: no network, no such repository, no permission, no disk space
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise UserError(f"{missing} (the hub: {reason[0]})") from error
 
 
 def save(
@@ -49,7 +100,7 @@ def save(
     params: Params,
     tokenizer: "Tokenizer | None" = None,
     *,
-    dtype: str = "float32",
+    dtype: str | None = "float32",
     generation_config: Mapping[str, Any] | None = None,
     source: str | Path | None = None,
     max_shard_bytes: int = 5_000_000_000,
@@ -61,29 +112,56 @@ def save(
         path: The folder to make; it must be absent or empty unless `overwrite`.
         model: Whose config goes into config.json.
         params: The pytree.
-        tokenizer: Its files, and the ids of BOS, EOS and padding, go along.
-        dtype: Of the tensors: `float32`, `bfloat16` or `float16`.
+        tokenizer: Its files, and the ids of BOS, EOS and padding, go along; None for those of `source`, if any.
+        dtype: Of the tensors: `float32`, `bfloat16` or `float16`; None for those of the params.
         generation_config: Keys to set in generation_config.json.
         source: The folder that the model came from. What did not change in its config.json and
             generation_config.json is kept.
         max_shard_bytes: Larger checkpoints are sharded.
         overwrite: Replace an existing folder, once the new one is complete.
     """
+    with complete_or_absent(path, overwrite) as folder:
+        _describe(folder, model, tokenizer, dtype, source, generation_config or {})
+        write_params(folder, model.config, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
+
+
+def save_description(
+    path: str | Path, model: Model, tokenizer: "Tokenizer | None" = None, *, source: str | Path | None = None
+) -> None:
+    """`save` without the weights: what a run's checkpoints need beside them to be a model again."""
+    with complete_or_absent(path, overwrite=True) as folder:
+        _describe(folder, model, tokenizer, None, source, {})
+
+
+def copy_description(source: str | Path, folder: str | Path) -> None:
+    """Copies config.json, generation_config.json and the tokenizer's files as they are."""
+    for pattern in _DESCRIPTION:
+        for file in Path(source).glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, Path(folder) / file.name)
+
+
+def _describe(folder: Path, model: Model, tokenizer, dtype, source, generation_config: Mapping[str, Any]) -> None:
+    """Writes everything but the weights into `folder`."""
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.config)
-    original = _read_json(Path(source) / "config.json") if source else None
+    original, generation = None, {}
+    if source is not None:
+        original = _read_json(Path(source) / "config.json")
+        if (Path(source) / "generation_config.json").is_file():
+            generation = dict(_read_json(Path(source) / "generation_config.json"))
+        if tokenizer is None:
+            copy_description(source, folder)
     config = to_hf(model.config, original)
-    config["dtype" if "dtype" in config else "torch_dtype"] = dtype
-    has_generation = source and (Path(source) / "generation_config.json").is_file()
-    generation = dict(_read_json(Path(source) / "generation_config.json")) if has_generation else {}
+    if dtype is not None:
+        config["dtype" if "dtype" in config else "torch_dtype"] = dtype
     for target in (config, generation):
         target |= _special_ids(tokenizer, target)
-    with _complete_or_absent(Path(path), overwrite) as folder:
-        _write_json(folder / "config.json", config)
-        _write_json(folder / "generation_config.json", generation | dict(generation_config or {}))
-        write_params(folder, model.config, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
-        if tokenizer is not None:
-            save_tokenizer(folder, tokenizer)
+    _write_json(folder / "config.json", config)
+    if generation or generation_config:
+        _write_json(folder / "generation_config.json", generation | dict(generation_config))
+    if tokenizer is not None:
+        save_tokenizer(folder, tokenizer)
 
 
 def _special_ids(tokenizer: "Tokenizer | None", known: Mapping[str, Any]) -> dict[str, int]:
@@ -97,13 +175,19 @@ def _special_ids(tokenizer: "Tokenizer | None", known: Mapping[str, Any]) -> dic
 
 
 @contextlib.contextmanager
-def _complete_or_absent(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Gives a temporary sibling folder that takes the final name if the block ends well and else vanishes."""
-    path = path.absolute()
+def complete_or_absent(path: str | Path, overwrite: bool) -> Iterator[Path]:
+    """Gives a temporary sibling folder that takes the final name if the block ends well and else vanishes.
+
+    Raises:
+        UserError: The name is taken, and `overwrite` is False.
+    """
+    path = Path(path).absolute()
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; expected the name of a folder to write")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise UserError(f"{path}: exists and is not empty; choose another folder, or overwrite it explicitly")
+        raise UserError(
+            f"{path}: exists and is not empty; choose another folder, or overwrite it explicitly (--overwrite)"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -120,12 +204,6 @@ def _complete_or_absent(path: Path, overwrite: bool) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _existing(path: str | Path) -> Path:
-    if not Path(path).is_dir():
-        raise UserError(f"{path}: no such folder; expected a local folder in Hugging Face format")
-    return Path(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -22,25 +22,23 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: str | Path) -> "Tokenizer":
-    """Loads a tokenizer from a local folder, or from the Hugging Face hub where no such folder exists.
+    """Loads a tokenizer from a local folder; code in it is never run.
 
     Raises:
         UserError: There is no usable tokenizer under that name.
     """
     folder = Path(path)
-    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+    if not folder.is_dir():
+        raise UserError(f"{path}: no such folder; expected a local folder with a tokenizer")
+    if not any(folder.glob("tokenizer*")):
         raise UserError(f"{path}: no tokenizer found; expected tokenizer.json and tokenizer_config.json in it")
-    # An absolute or dotted path cannot be a hub id; asking the hub for it would end in a puzzling message.
-    if not folder.is_dir() and (folder.is_absolute() or str(path).startswith(".") or len(folder.parts) > 2):
-        raise UserError(f"{path}: no such folder; expected a local folder with a tokenizer or a hub id")
     import transformers
 
     try:
         return transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:  # for a bad folder it may be OSError, ValueError, ImportError, KeyError, ...
         reason = str(error).strip().splitlines() or [repr(error)]
-        problem = "cannot load its tokenizer" if folder.is_dir() else "neither a folder nor on the hub"
-        raise UserError(f"{path}: {problem}: {reason[0]}") from error
+        raise UserError(f"{path}: cannot load its tokenizer: {reason[0]}") from error
 
 
 def save_tokenizer(folder: str | Path, tokenizer: "Tokenizer") -> None:

@@ -1,9 +1,4 @@
-"""safetensors <-> params, by one table that is read in both directions.
-
-A line of `TENSORS` says where a tensor lives in our pytree, its name in a checkpoint, and both layouts as
-letters: D model, H query heads, G key/value heads, d head, F feed-forward, V vocabulary. `ours="D H d"` with
-`theirs="(H d) D"` reads: theirs has H * d rows and D columns; split the rows, then permute to D, H, d. Layers
-are separate tensors there and axis 0 here.
+"""safetensors <-> params, tensor by tensor, by the table in `table.py`.
 
 Names, shapes and dtypes of the whole checkpoint are checked against the config before any data is read.
 Pickle never is.
@@ -11,128 +6,102 @@ Pickle never is.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from nrt_jax.errors import UserError, unknown_name
+from nrt_jax.hf.table import TensorSpec, get_leaf, parts_of, set_leaf, sizes_of, tensors_of
 from nrt_jax.models import ModelConfig, Params
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-_STORED_DTYPES = ("F32", "BF16", "F16")
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """One line of the table.
-
-    Attributes:
-        path: Keys in the params pytree.
-        name: Name in the checkpoint; `{layer}` marks a tensor that each layer has.
-        ours: Letters of our axes, without the layer axis.
-        theirs: Letters of the checkpoint's axes, in its order; parentheses join letters to one axis.
-    """
-
-    path: tuple[str, ...]
-    name: str
-    ours: str
-    theirs: str
-
-    @property
-    def per_layer(self) -> bool:
-        """Whether each layer has one of these."""
-        return "{layer}" in self.name
-
-    def _axes(self) -> list[list[str]]:
-        return [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\S+", self.theirs)]
-
-    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape of the tensor in the checkpoint."""
-        return tuple(math.prod(sizes[letter] for letter in axis) for axis in self._axes())
-
-    def our_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape of our leaf, with the layer axis if there is one."""
-        shape = tuple(sizes[letter] for letter in self.ours.split())
-        return (sizes["L"], *shape) if self.per_layer else shape
-
-    def to_ours(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-        """A checkpoint's tensor as a view in our layout."""
-        letters = [letter for axis in self._axes() for letter in axis]
-        order = [letters.index(letter) for letter in self.ours.split()]
-        return array.reshape([sizes[letter] for letter in letters]).transpose(order)
-
-    def to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-        """The inverse of `to_ours`."""
-        letters = self.ours.split()
-        order = [letters.index(letter) for axis in self._axes() for letter in axis]
-        return array.transpose(order).reshape(self.shape(sizes))
-
-
-_LAYER = "model.layers.{layer}."
-TENSORS = (
-    TensorSpec(("embedding",), "model.embed_tokens.weight", "V D", "V D"),
-    TensorSpec(("layers", "attention_norm"), _LAYER + "input_layernorm.weight", "D", "D"),
-    TensorSpec(("layers", "q"), _LAYER + "self_attn.q_proj.weight", "D H d", "(H d) D"),
-    TensorSpec(("layers", "k"), _LAYER + "self_attn.k_proj.weight", "D G d", "(G d) D"),
-    TensorSpec(("layers", "v"), _LAYER + "self_attn.v_proj.weight", "D G d", "(G d) D"),
-    TensorSpec(("layers", "o"), _LAYER + "self_attn.o_proj.weight", "H d D", "D (H d)"),
-    TensorSpec(("layers", "mlp_norm"), _LAYER + "post_attention_layernorm.weight", "D", "D"),
-    TensorSpec(("layers", "gate"), _LAYER + "mlp.gate_proj.weight", "D F", "F D"),
-    TensorSpec(("layers", "up"), _LAYER + "mlp.up_proj.weight", "D F", "F D"),
-    TensorSpec(("layers", "down"), _LAYER + "mlp.down_proj.weight", "F D", "D F"),
-    TensorSpec(("final_norm",), "model.norm.weight", "D", "D"),
-    TensorSpec(("head",), "lm_head.weight", "V D", "V D"),
-)
-
-
-def tensors_of(config: ModelConfig) -> tuple[TensorSpec, ...]:
-    """The lines of the table that a model has: a tied head is the embedding."""
-    return tuple(spec for spec in TENSORS if not (config.tie_embeddings and spec.path == ("head",)))
+DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float32", "bfloat16", "float16")}
+_STORED_DTYPES = {"F32": DTYPES["float32"], "BF16": DTYPES["bfloat16"], "F16": DTYPES["float16"]}
 
 
 def read_params(
     folder: str | Path,
     config: ModelConfig,
-    place: Callable[[tuple[str, ...], np.ndarray], Any] = lambda path, leaf: jnp.asarray(leaf),
+    *,
+    dtype: str | None = "float32",
+    shardings: Params | None = None,
 ) -> Params:
-    """Reads a folder's safetensors, single or sharded, one tensor at a time.
+    """Reads a folder's safetensors, single or sharded, one tensor at a time, straight onto the devices.
+
+    The host holds one leaf's local shards beside the tensor at hand. On CPU those buffers become the params
+    themselves, so that reading S bytes takes little more than S.
 
     Args:
         folder: Holds model.safetensors, or model.safetensors.index.json and its shards, of any of `DTYPES`.
         config: What the tensors must fit.
-        place: Called with the path and the float32 array of each finished leaf; what it returns goes into the
-            params. A leaf put onto its sharding here leaves the host before the next is read.
+        dtype: Of the params, one of `DTYPES`; None keeps each leaf as it is stored.
+        shardings: A `jax.sharding.Sharding` for each leaf; None puts all on the first local device.
 
     Returns:
-        The params pytree, float32.
+        The params pytree.
 
     Raises:
         UserError: The folder has no safetensors, or a tensor is missing, unexpected or misfitting.
     """
-    sizes = _sizes(config)
     with contextlib.ExitStack() as stack:
         checkpoint = _open(Path(folder), stack)
-        _check(checkpoint, config, sizes)
+        specs = tensors_of(config)
+        _check(checkpoint, specs, config)
         params: Params = {}
-        for spec in tensors_of(config):
-            leaf = np.empty(spec.our_shape(sizes), np.float32)
-            for name, index in _parts(spec, config):
-                leaf[index] = spec.to_ours(checkpoint[name].get_tensor(name), sizes)
-            parent = params if len(spec.path) == 1 else params.setdefault(spec.path[0], {})
-            parent[spec.path[-1]] = place(spec.path, leaf)
+        for spec in specs:
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            if shardings is not None:
+                sharding = get_leaf(shardings, spec.path)
+            set_leaf(params, spec.path, _read_leaf(spec, checkpoint, config, dtype, sharding))
     return params
+
+
+def _read_leaf(spec: TensorSpec, checkpoint: Mapping[str, Any], config: ModelConfig, dtype, sharding) -> jax.Array:
+    """One leaf of the params, put together on the host from its tensors and placed shard by shard."""
+    sizes = sizes_of(config)
+    shape = spec.our_shape(sizes)
+    dtype = DTYPES[dtype] if dtype else _stored_dtype(spec, checkpoint, config)
+    bounds = {
+        device: tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+    }
+    shards = {bound: _aligned_empty([stop - start for start, stop in bound], dtype) for bound in bounds.values()}
+    for name, layer in parts_of(spec, config):
+        tensor = spec.to_ours(checkpoint[name].get_tensor(name), sizes)
+        for bound, shard in shards.items():
+            if layer is ...:
+                shard[...] = tensor[_slices(bound)]
+            elif bound[0][0] <= layer < bound[0][1]:
+                shard[layer - bound[0][0]] = tensor[_slices(bound[1:])]
+    placed = [jax.device_put(shards[bound], device) for device, bound in bounds.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+
+
+def _slices(bound: tuple[tuple[int, int], ...]) -> tuple[slice, ...]:
+    return tuple(slice(*part) for part in bound)
+
+
+def _stored_dtype(spec: TensorSpec, checkpoint: Mapping[str, Any], config: ModelConfig) -> np.dtype:
+    """The dtype of a leaf's tensors; float32, which holds all of them, where they differ."""
+    stored = {checkpoint[name].get_slice(name).get_dtype() for name, _ in parts_of(spec, config)}
+    return np.dtype(_STORED_DTYPES[stored.pop()] if len(stored) == 1 else np.float32)
+
+
+def _aligned_empty(shape: list[int], dtype) -> np.ndarray:
+    """An array at a multiple of 64 bytes, which JAX's CPU backend takes over without a copy."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(num_bytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def write_params(
@@ -140,7 +109,7 @@ def write_params(
     config: ModelConfig,
     params: Params,
     *,
-    dtype: str = "float32",
+    dtype: str | None = "float32",
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes params as model.safetensors, or as shards with an index where they exceed `max_shard_bytes`.
@@ -148,62 +117,99 @@ def write_params(
     Args:
         folder: An existing folder.
         config: Says which tensors there are.
-        params: The pytree, of any float dtype.
-        dtype: `float32`, `bfloat16` or `float16`. Rounding is to nearest even.
-        max_shard_bytes: One shard is in memory at a time. A larger tensor gets a shard of its own.
+        params: The pytree, of any float dtype. One layer's tensor at a time is brought to the host.
+        dtype: One of `DTYPES`, or None for the dtype of each leaf. Rounding is to nearest even.
+        max_shard_bytes: A larger tensor gets a shard of its own.
     """
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    folder, sizes, weight_map, total = Path(folder), _sizes(config), {}, 0
-    shards = _plan(config, sizes, np.dtype(DTYPES[dtype]).itemsize, max_shard_bytes)
+    sizes = sizes_of(config)
+    tensors = []
+    for spec in tensors_of(config):
+        leaf = get_leaf(params, spec.path)
+        if leaf.shape != spec.our_shape(sizes):
+            name = ".".join(spec.path)
+            raise ValueError(f"params {name}: shape {leaf.shape}; its config expects {spec.our_shape(sizes)}")
+        tensors += [
+            Tensor(
+                name,
+                spec.shape(sizes),
+                np.dtype(DTYPES[dtype] if dtype else leaf.dtype),
+                _fetch(spec, leaf, index, sizes),
+            )
+            for name, index in parts_of(spec, config)
+        ]
+    write_sharded(Path(folder), tensors, max_shard_bytes)
+
+
+def _fetch(spec: TensorSpec, leaf: jax.Array, index: Any, sizes: Mapping[str, int]) -> Callable[[], np.ndarray]:
+    return lambda: spec.to_theirs(np.asarray(leaf[index]), sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor that is about to be written.
+
+    Attributes:
+        name: In the file.
+        shape: In the file.
+        dtype: In the file.
+        fetch: Brings its values to the host, of any float dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fetch: Callable[[], np.ndarray]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_sharded(folder: Path, tensors: Sequence[Tensor], max_shard_bytes: int) -> None:
+    """Writes model.safetensors, or its shards and their index."""
+    shards, weight_map = _plan(tensors, max_shard_bytes), {}
     for i, shard in enumerate(shards, start=1):
         file = SINGLE_FILE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {}
-        for spec, name, index in shard:
-            leaf = functools.reduce(lambda tree, key: tree[key], spec.path, params)
-            array = spec.to_theirs(np.asarray(leaf[index]), sizes)
-            arrays[name] = np.ascontiguousarray(array.astype(DTYPES[dtype]))
-        # transformers wants to be told whose layout it is; safetensors lets only the owner read.
-        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(folder.stat().st_mode & 0o666)
-        weight_map |= dict.fromkeys(arrays, file)
-        total += sum(array.nbytes for array in arrays.values())
+        write_tensors(folder / file, shard)
+        weight_map |= {tensor.name: file for tensor in shard}
     if len(shards) > 1:
+        total = sum(tensor.num_bytes for tensor in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _sizes(config: ModelConfig) -> dict[str, int]:
-    """What the letters of the table stand for."""
-    return {
-        "V": config.vocab_size,
-        "D": config.hidden_size,
-        "F": config.intermediate_size,
-        "H": config.num_heads,
-        "G": config.num_kv_heads,
-        "d": config.head_dim,
-        "L": config.num_layers,
-    }
+def write_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
+    """Writes a safetensors file tensor by tensor; the library's own writer wants the whole file in memory.
+
+    The format (github.com/huggingface/safetensors): the header's length in 8 bytes, the header in JSON, the data.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants to be told whose layout it is
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.num_bytes
+        stored = next(name for name, dtype in _STORED_DTYPES.items() if dtype == tensor.dtype)
+        header[tensor.name] = {"dtype": stored, "shape": tensor.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            values = np.ascontiguousarray(tensor.fetch().astype(tensor.dtype, copy=False))
+            file.write(values.view(np.uint8).data)
 
 
-def _parts(spec: TensorSpec, config: ModelConfig) -> list[tuple[str, Any]]:
-    """A line's tensors: the name in the checkpoint, and the index of our leaf where it lies."""
-    if not spec.per_layer:
-        return [(spec.name, ...)]
-    return [(spec.name.format(layer=layer), layer) for layer in range(config.num_layers)]
-
-
-def _plan(config: ModelConfig, sizes: Mapping[str, int], itemsize: int, limit: int) -> list[list[tuple]]:
-    """Fills shards in the table's order, none above `limit` bytes unless one tensor alone is."""
+def _plan(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
+    """Fills shards in order, none above `limit` bytes unless one tensor alone is."""
     shards, used = [[]], 0
-    for spec in tensors_of(config):
-        num_bytes = math.prod(spec.shape(sizes)) * itemsize
-        for name, index in _parts(spec, config):
-            if shards[-1] and used + num_bytes > limit:
-                shards.append([])
-                used = 0
-            shards[-1].append((spec, name, index))
-            used += num_bytes
+    for tensor in tensors:
+        if shards[-1] and used + tensor.num_bytes > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append(tensor)
+        used += tensor.num_bytes
     return shards
 
 
@@ -242,9 +248,10 @@ def _open_file(path: Path, stack: contextlib.ExitStack) -> Any:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def _check(checkpoint: Mapping[str, Any], config: ModelConfig, sizes: Mapping[str, int]) -> None:
+def _check(checkpoint: Mapping[str, Any], specs: Sequence[TensorSpec], config: ModelConfig) -> None:
     """Compares every name, shape and dtype with the config."""
-    expected = {name: spec.shape(sizes) for spec in tensors_of(config) for name, _ in _parts(spec, config)}
+    sizes = sizes_of(config)
+    expected = {name: spec.shape(sizes) for spec in specs for name, _ in parts_of(spec, config)}
     for name, shape in expected.items():
         if name not in checkpoint:
             raise UserError(f"tensor {name}: missing from the checkpoint; expected shape {shape}")

@@ -1,5 +1,7 @@
+import fnmatch
 import json
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -103,3 +105,37 @@ def test_a_folder_that_is_not_a_model_is_refused(saved, tmp_path):
     (saved / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.json: no such file"):
         hf.load_model(saved)
+
+
+def test_a_hub_id_is_downloaded_without_pickles_or_code(saved, monkeypatch):
+    asked = {}
+
+    def download(name, **kwargs):
+        asked.update(kwargs, name=name)
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    model, params, _ = hf.load("someone/some-model")
+    assert (model, asked["name"]) == (MODEL, "someone/some-model")
+    jax.tree.map(np.testing.assert_array_equal, params, tiny.params(tiny.LLAMA))
+
+    def wanted(name):
+        return any(fnmatch.fnmatch(name, pattern) for pattern in asked["allow_patterns"])
+
+    assert all(wanted(path.name) for path in saved.iterdir())
+    assert wanted("model-00001-of-00004.safetensors") and wanted("model.safetensors.index.json")
+    assert wanted("tokenizer.model") and wanted("chat_template.jinja")
+    assert not any(map(wanted, ("pytorch_model.bin", "modeling_x.py", "original/consolidated.00.pth", "README.md")))
+
+
+def test_only_what_can_be_a_hub_id_is_looked_up_there(tmp_path, monkeypatch):
+    def download(name, **_):
+        raise OSError("We couldn't connect\nto the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(UserError, match=r"someone/some-model: no such folder.*\(the hub: We couldn't connect\)$"):
+        hf.load("someone/some-model")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    for path in (tmp_path / "nowhere", "./no/where", "a/b/c", "nowhere"):
+        with pytest.raises(UserError, match="no such folder"):
+            hf.load(path)

@@ -99,26 +99,11 @@ def test_tokenizer_that_exceeds_the_embedding_is_refused():
 
 
 def test_missing_or_broken_tokenizer_is_one_clear_line(tmp_path):
-    for path in (tmp_path / "nowhere", "./nowhere", "a/b/c"):
-        with pytest.raises(UserError, match="no such folder"):
-            hf.load_tokenizer(path)
+    with pytest.raises(UserError, match="no such folder"):
+        hf.load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no tokenizer found"):
         hf.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot load its tokenizer") as error:
         hf.load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_a_hub_id_is_handed_to_transformers(monkeypatch):
-    transformers = pytest.importorskip("transformers")
-    calls = []
-
-    def from_pretrained(name, **kwargs):
-        calls.append((name, kwargs))
-        raise OSError("We couldn't connect\nto the hub")
-
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
-    with pytest.raises(UserError, match=r"someone/some-model.*couldn't connect$"):
-        hf.load_tokenizer("someone/some-model")
-    assert calls == [("someone/some-model", {"trust_remote_code": False})]

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt_jax.errors import UserError
-from nrt_jax.hf.weights import INDEX_FILE, SINGLE_FILE, TENSORS, read_params, tensors_of, write_params
+from nrt_jax.hf import weights
+from nrt_jax.hf.table import TENSORS, tensors_of
+from nrt_jax.hf.weights import INDEX_FILE, SINGLE_FILE, read_params, write_params
 from nrt_jax.models import Model
 from tests.hf import tiny
 
@@ -88,11 +91,57 @@ def test_half_precision_is_read_into_float32_and_written_back_bit_exactly(tmp_pa
     assert {name: a.tobytes() for name, a in again.items()} == {name: a.tobytes() for name, a in stored.items()}
 
 
-def test_leaves_are_placed_one_at_a_time_as_they_are_read(folder):
-    placed = []
-    params = read_params(folder, CONFIG, place=lambda path, leaf: placed.append(path) or leaf.shape)
-    assert placed == [spec.path for spec in TENSORS]
-    assert params["layers"]["q"] == (3, 8, 4, 6)
+@given(
+    st.sampled_from([(2, 2, 2), (4, 1, 2), (1, 1, 8), (8, 1, 1)]), st.integers(0, 2), st.sampled_from(["float32", None])
+)
+def test_each_device_gets_its_shard_whatever_the_layout(shape, axis, dtype):
+    """Eight devices, each leaf cut along one axis (its layers too)."""
+    config, params = replaced(num_layers=8, vocab_size=16), tiny.params(replaced(num_layers=8, vocab_size=16))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(shape), ("a", "b", "c"))
+
+    def sharding(leaf):
+        spec = [None] * leaf.ndim
+        for i, name in enumerate("abc"):  # where the size divides
+            where = (axis + i) % leaf.ndim
+            if spec[where] is None and leaf.shape[where] % mesh.shape[name] == 0:
+                spec[where] = name
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    shardings = jax.tree.map(sharding, params)
+    with tempfile.TemporaryDirectory() as folder:
+        write_params(folder, config, params, dtype="bfloat16")
+        read = read_params(folder, config, dtype=dtype, shardings=shardings)
+    assert jax.tree.map(lambda leaf: leaf.sharding, read) == shardings
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(dtype or jnp.bfloat16), params)
+    jax.tree.map(np.testing.assert_array_equal, read, rounded)
+    assert {leaf.dtype for leaf in jax.tree.leaves(read)} == {jnp.dtype(dtype or jnp.bfloat16)}
+
+
+def test_a_leaf_of_mixed_dtypes_is_widened_and_all_others_stay_as_stored(folder):
+    half = np.ones((8,), np.float16)
+    edit(folder, **{"model.norm.weight": half, "model.layers.1.input_layernorm.weight": half})
+    params = read_params(folder, CONFIG, dtype=None)
+    assert params["final_norm"].dtype == jnp.float16
+    assert params["layers"]["attention_norm"].dtype == params["layers"]["q"].dtype == jnp.float32
+    np.testing.assert_array_equal(params["layers"]["attention_norm"][1], half)
+
+
+def test_written_files_are_what_the_safetensors_library_reads(tmp_path):
+    params = tiny.params(CONFIG)
+    write_params(tmp_path, CONFIG, params, dtype="bfloat16")
+    with safetensors.safe_open(tmp_path / SINGLE_FILE, framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert len(list(file.keys())) == 3 + 9 * CONFIG.num_layers
+        norm = file.get_tensor("model.norm.weight")
+    np.testing.assert_array_equal(norm, np.asarray(params["final_norm"]).astype(jnp.bfloat16))
+    header = int.from_bytes((tmp_path / SINGLE_FILE).read_bytes()[:8], "little")
+    assert (8 + header) % 8 == 0  # aligned, as the library writes it
+
+
+def test_params_of_another_shape_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"embedding: shape \(13, 8\).*\(14, 8\)"):
+        write_params(tmp_path, replaced(vocab_size=14), tiny.params(CONFIG))
+    assert not list(tmp_path.iterdir())
 
 
 def test_redundant_tensors_of_old_checkpoints_are_ignored(tmp_path):
@@ -114,10 +163,11 @@ def test_redundant_tensors_of_old_checkpoints_are_ignored(tmp_path):
         ({"model.norm.weight": np.zeros(8, np.int8)}, "I8.*BF16"),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_named_with_found_and_expected(folder, tensors, message):
+def test_a_tensor_that_does_not_fit_is_named_with_found_and_expected(folder, tensors, message, monkeypatch):
     edit(folder, **tensors)
+    monkeypatch.setattr(weights, "_read_leaf", lambda *_: pytest.fail("data was read before the check was done"))
     with pytest.raises(UserError, match=message) as error:
-        read_params(folder, CONFIG, place=lambda *_: pytest.fail("data was read before the check was done"))
+        read_params(folder, CONFIG)
     assert next(iter(tensors)) in str(error.value)
     assert "\n" not in str(error.value)
 
