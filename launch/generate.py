@@ -68,7 +68,7 @@ def main(config: GenerateConfig) -> None:
     for row, ids in zip(rows, prompts, strict=True):
         _check_ids(row, ids, model.config, config.max_new_tokens)
 
-    started, done = time.monotonic(), {}
+    started, done, tokens = time.monotonic(), {}, 0
     for completions in generation.complete(
         model,
         params,
@@ -81,7 +81,7 @@ def main(config: GenerateConfig) -> None:
         batch_size=config.batch_size,
     ):
         done |= completions
-        tokens = sum(len(completion.token_ids) for completion in done.values())
+        tokens += sum(len(completion.token_ids) for completion in completions.values())
         rate = tokens / (time.monotonic() - started)
         print(f"{len(done)} of {len(rows)} rows, {rate:.0f} tokens/s", file=sys.stderr)
     completed = [_with_completion(row, done[i], tokenizer) for i, row in enumerate(rows)]

@@ -88,10 +88,13 @@ def main(config: ScoreConfig) -> None:
         print(f"{len(done)} of {len(rows)} rows, {rate:.0f} tokens/s", file=sys.stderr)
     scored = [dataclasses.replace(row, values=row.values | dataclasses.asdict(done[i])) for i, row in enumerate(rows)]
     jsonl.write(config.output, scored, field="output")
-    helped = sum(score.rewards["log_prob"] > math.fsum(score.base_token_log_probs) for score in done.values())
+    with_trace, without = (
+        sum(math.fsum(getattr(score, name)) for score in done.values()) / len(rows)
+        for name in ("token_log_probs", "base_token_log_probs")
+    )
     print(
-        f"scored {len(rows)} rows with {tokens} tokens in {time.monotonic() - started:.1f} s; in {helped} of them the "
-        f"trace makes the answer likelier than the empty one; written to {config.output}"
+        f"scored {len(rows)} rows with {tokens} tokens in {time.monotonic() - started:.1f} s: mean log p(answer) "
+        f"{with_trace:.3f}, after the empty trace {without:.3f}; written to {config.output}"
     )
 
 
