@@ -1,0 +1,131 @@
+"""Completions of raw prompts: nothing of NRT in them, only the policy and its stop tokens."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nrt_jax.data.batch import Prompts
+from nrt_jax.data.encode import pad
+from nrt_jax.errors import UserError
+from nrt_jax.evaluation.batching import batches
+from nrt_jax.models import Model, Params
+from nrt_jax.rollout import SamplingConfig, sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What the policy wrote after one prompt.
+
+    Attributes:
+        token_ids: Every sampled token, the stop token included.
+        log_probs: Of each of them under softmax(logits / temperature), or softmax(logits) if greedy, in nats.
+        finish_reason: `stop`, it ended with a stop token, or `length`, it reached the limit.
+    """
+
+    token_ids: list[int]
+    log_probs: list[float]
+    finish_reason: Literal["stop", "length"]
+
+    def text(self, tokenizer: "Tokenizer") -> str:
+        """The completion without its stop token; other special tokens are spelt out."""
+        ids = self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
+        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def prompt_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """Ids of a raw prompt: special tokens spelt in it are meant, and BOS stands before it once."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    bos = tokenizer.bos_token_id
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def stop_ids(folder: str | Path, tokenizer: "Tokenizer") -> tuple[int, ...]:
+    """Ids that end a completion: the tokenizer's EOS and those that the checkpoint's JSON files name.
+
+    A chat model's generation_config.json lists several. A run's folder keeps these files in `hf/`.
+
+    Raises:
+        UserError: A file cannot be read, or its `eos_token_id` is no id.
+    """
+    ids = [tokenizer.eos_token_id]
+    for place in (Path(folder), Path(folder) / "hf"):
+        for path in (place / "generation_config.json", place / "config.json"):
+            ids += _eos_ids(path) if path.is_file() else []
+    return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+
+def _eos_ids(path: Path) -> list[int | None]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    value = content.get("eos_token_id") if isinstance(content, dict) else None
+    ids = value if isinstance(value, list) else [value]
+    if not all(i is None or type(i) is int for i in ids):
+        raise UserError(f"{path}: eos_token_id: {value!r}; expected a token id or a list of them")
+    return ids
+
+
+def complete(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int,
+) -> Iterator[dict[int, Completion]]:
+    """Completes every prompt.
+
+    Row i draws with fold_in(key(seed), rows[i]): its completion does not depend on the prompts that it shares a batch
+    with, up to the rounding of floats.
+
+    Args:
+        model: The policy.
+        params: Its parameters.
+        prompts: Ids of each prompt, at least one.
+        rows: A number for each prompt.
+        stop_ids: Tokens that end a completion, perhaps none.
+        max_new_tokens: Most tokens of a completion.
+        temperature: Divides the logits; 0 is greedy.
+        seed: Of the sampling.
+        batch_size: Prompts decoded at once.
+
+    Yields:
+        The completions of one batch, by index of the prompt.
+    """
+    config = SamplingConfig(
+        stop_ids=jnp.array(stop_ids or (-1,), jnp.int32),  # -1 is never sampled
+        temperature=jnp.float32(temperature),
+        max_new_tokens=max_new_tokens,
+    )
+    rng, rows = jax.random.key(seed), np.array(rows, np.uint32)
+    for part in batches([len(prompt) for prompt in prompts], batch_size):
+        tokens, mask = pad([prompts[i] for i in part])
+        sampled = _sample(model, params, Prompts(tokens=tokens, mask=mask), rng, rows[part], config)
+        yield {i: _completion(*row) for i, row in zip(part, zip(*jax.device_get(sampled), strict=True), strict=True)}
+
+
+def _completion(tokens, length, log_probs, finished) -> Completion:
+    return Completion(tokens[:length].tolist(), log_probs[:length].tolist(), "stop" if finished else "length")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(model, params, prompts, rng, rows, config):
+    """One completion a prompt, without the caches: tokens [P, Z], their number [P], log_probs [P, Z], finished [P]."""
+    keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(rows)[:, None]
+    rollout = sample(model, params, prompts, keys, config)
+    return rollout.tokens[:, 0], jnp.sum(rollout.mask[:, 0], -1), rollout.log_probs[:, 0], rollout.finished[:, 0]
