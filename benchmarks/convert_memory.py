@@ -67,9 +67,10 @@ def synthetic(config: Config, folder: Path) -> None:
             lambda spec=spec: rng.standard_normal(spec.shape(sizes), np.float32),
         )
         for spec in tensors_of(shape)
-        for name, _ in parts_of(spec, shape)
+        for name, _ in parts_of(spec, sizes)
     ]
-    hf.save_description(folder, Model(shape))
+    folder.mkdir()
+    hf.write_description(folder, Model(shape))
     write_sharded(folder, tensors, int(config.shard_gigabytes * 1e9))
 
 

@@ -22,8 +22,8 @@ class ConvertConfig:
 
     Attributes:
         direction: `from-hf` or `to-hf`.
-        source: What to read: for `from-hf` a folder with safetensors or a hub id, for `to-hf` an Orbax checkpoint, a
-            run's folder or one step of it.
+        source: What to read: for `from-hf` a folder with safetensors or a hub id; for `to-hf` an Orbax checkpoint, a
+            run's folder, one step of it, or a PEFT adapter, which is merged into its base.
         destination: The folder to make.
         dtype: Of the tensors written; `stored` keeps each as it is.
         max_shard_size: `to-hf`: safetensors files hold at most this much, such as 500MB or 5GB.
@@ -59,16 +59,22 @@ def to_hf(config: ConvertConfig) -> Model:
     """Writes safetensors beside the checkpoint's description."""
     max_shard_bytes = num_bytes(config.max_shard_size)
     location = checkpoints.locate(config.source)
-    if location.arrays is None:
+    tokenizer, source = None, location.description
+    if location.has_adapter:
+        tokenizer, source = hf.load_tokenizer(location.description), hf.read_adapter_config(location.description).base
+        model, params = checkpoints.load_params(location, tokenizer)
+    elif location.arrays is not None:
+        model = Model(hf.read_config(location.description))
+        params = checkpoints.open_params(location, model)
+    else:
         raise UserError(f"{config.source}: is in Hugging Face format already; expected an Orbax checkpoint or a run")
-    model = Model(hf.read_config(location.description))
-    params = checkpoints.open_params(location, model)
     hf.save(
         config.destination,
         model,
         params,
+        tokenizer,
         dtype=_dtype(config),
-        source=location.description,
+        source=hf.local_folder(source),
         max_shard_bytes=max_shard_bytes,
         overwrite=config.overwrite,
     )

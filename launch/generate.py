@@ -25,7 +25,7 @@ class GenerateConfig:
     """Completions of prompts.
 
     Attributes:
-        checkpoint: Folder of a model in Hugging Face format, an Orbax checkpoint, or a run's folder.
+        checkpoint: Folder of a model in Hugging Face format, an Orbax checkpoint, a run's folder, or a PEFT adapter's.
         input: JSONL file. A row has `prompt`, raw text (special tokens spelt in it are meant, BOS is put before it), or
             `prompt_ids`, token ids used as they are.
         output: JSONL file to write: the input's rows with `completion`, `token_ids`, `log_probs` and `finish_reason`.
@@ -63,7 +63,7 @@ def main(config: GenerateConfig) -> None:
     prompts = [_prompt(row) for row in rows]
     jsonl.check_writable(config.output, field="output")
     model, params, tokenizer = checkpoints.load(config.checkpoint, dtype=config.dtype)
-    stop_ids = generation.stop_ids(config.checkpoint, tokenizer)
+    stop_ids = generation.stop_ids(checkpoints.locate(config.checkpoint).description, tokenizer)
     prompts = [generation.prompt_ids(tokenizer, p) if isinstance(p, str) else p for p in prompts]
     for row, ids in zip(rows, prompts, strict=True):
         _check_ids(row, ids, model.config, config.max_new_tokens)

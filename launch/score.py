@@ -28,7 +28,7 @@ class ScoreConfig:
     """Scores of given traces.
 
     Attributes:
-        checkpoint: Folder of a model in Hugging Face format, an Orbax checkpoint, or a run's folder.
+        checkpoint: Folder of a model in Hugging Face format, an Orbax checkpoint, a run's folder, or a PEFT adapter's.
         input: JSONL file. A row has the texts `question`, `trace` (`""` for the empty trace) and `answer`.
         output: JSONL file to write: the input's rows with `token_log_probs`, `base_token_log_probs` (after the empty
             trace) and `rewards`, by mode.

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from nrt_jax import hf
 from nrt_jax.errors import UserError
-from nrt_jax.models import Model, Params
+from nrt_jax.models import Frozen, Model, Params, lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -39,6 +40,11 @@ class Location:
     arrays: Path | None = None
     in_state: bool = False
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the params are an adapter's, to be merged into its base."""
+        return (self.description / hf.ADAPTER_CONFIG_FILE).is_file()
+
 
 def locate(path: str | Path) -> Location:
     """Finds out what `path` is.
@@ -58,9 +64,9 @@ def locate(path: str | Path) -> Location:
         folder = folder / STEPS / str(max(steps))
     if folder.parent.name == STEPS and (folder / "state").is_dir():
         return Location(folder.parent.parent / DESCRIPTION, folder / "state", in_state=True)
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", hf.ADAPTER_CONFIG_FILE)):
         raise UserError(
-            f"{path}: is no checkpoint; expected a Hugging Face folder, an Orbax checkpoint made by "
+            f"{path}: is no checkpoint; expected a Hugging Face folder, a PEFT adapter's, an Orbax checkpoint made by "
             "launch.convert, or a run's folder"
         )
     return Location(folder)
@@ -69,7 +75,7 @@ def locate(path: str | Path) -> Location:
 def load(
     path: str | Path, *, dtype: str = "float32", param_dtype: str | None = None
 ) -> tuple[Model, Params, "Tokenizer"]:
-    """Loads model, params and tokenizer from a checkpoint of any kind.
+    """Loads model, params and tokenizer from a checkpoint of any kind; adapters are merged into their base.
 
     Args:
         path: See the module; a Hugging Face hub id works too.
@@ -80,12 +86,48 @@ def load(
         UserError: The folder is no checkpoint, or its parts do not fit each other.
     """
     location = locate(path)
-    param_dtype = param_dtype or dtype
-    if location.arrays is None:
-        return hf.load(location.description, dtype=dtype, param_dtype=param_dtype)
     tokenizer = hf.load_tokenizer(location.description)
+    model, params = load_params(location, tokenizer, dtype=dtype, param_dtype=param_dtype or dtype)
+    hf.check_vocabulary(tokenizer, model.config)
+    return model, params, tokenizer
+
+
+def load_params(
+    location: Location, tokenizer: "Tokenizer", *, dtype: str = "float32", param_dtype: str | None = None
+) -> tuple[Model, Params]:
+    """`load` for a place that is known; a `param_dtype` of None keeps each leaf as it is stored."""
+    if location.has_adapter:
+        return _merged(location, tokenizer, dtype, param_dtype)
+    if location.arrays is None:
+        return hf.load_model(location.description, dtype=dtype, param_dtype=param_dtype)
     model = Model(hf.read_config(location.description, dtype=dtype))
-    return model, restore_params(location, model, dtype=param_dtype), tokenizer
+    return model, restore_params(location, model, dtype=param_dtype)
+
+
+def _merged(location: Location, tokenizer: "Tokenizer", dtype: str, param_dtype: str | None) -> tuple[Model, Params]:
+    """The base of an adapter, grown to the tokenizer's size, with the adapter merged into it."""
+    adapter = hf.read_adapter_config(location.description)
+    base, params = hf.load_model(adapter.base, dtype=dtype, param_dtype=param_dtype)
+    vocab_size = max(base.config.vocab_size, hf.vocabulary_size(tokenizer))
+    for name in {"embedding", "head"} & params.keys():  # the added rows come with the adapter
+        params[name] = jnp.pad(params[name], ((0, vocab_size - base.config.vocab_size), (0, 0)))
+    model = Model(dataclasses.replace(base.config, vocab_size=vocab_size))
+    if location.arrays is None:
+        trainable = hf.read_adapter_params(location.description, adapter, model.config)
+    else:
+        trainable = _restore_all(location, _metadata(location), "float32")
+    frozen = Frozen(params=params, row_ids=jnp.array(adapter.row_ids, jnp.int32))
+    return model, lora.merge(lora.combine({"rows": {}} | trainable, frozen), adapter.lora)
+
+
+def describe_run(
+    folder: str | Path, model: Model, tokenizer: "Tokenizer", source: Path, adapter: hf.Adapter | None
+) -> None:
+    """Writes what a run's checkpoints need beside them to be a model again: config, tokenizer, and adapter_config."""
+    with hf.complete_or_absent(Path(folder) / DESCRIPTION, overwrite=True) as new:
+        hf.write_description(new, model, tokenizer, source=source)
+        if adapter is not None:
+            hf.write_adapter_config(new, adapter, model.config)
 
 
 def save_params(folder: str | Path, params: Params) -> None:
@@ -108,12 +150,9 @@ def restore_params(location: Location, model: Model, *, dtype: str | None = None
     Raises:
         UserError: The arrays cannot be read or are another model's.
     """
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def how(leaf):
-        return ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype or leaf.dtype)
-
-    return _restore(location, jax.tree.map(how, _metadata(location, model)))
+    stored = _metadata(location)
+    _check_shapes(location, stored, model.abstract_params())
+    return _restore_all(location, stored, dtype)
 
 
 def open_params(location: Location, model: Model) -> Params:
@@ -122,7 +161,8 @@ def open_params(location: Location, model: Model) -> Params:
     Raises:
         UserError: As `restore_params`.
     """
-    stored = _metadata(location, model)
+    stored = _metadata(location)
+    _check_shapes(location, stored, model.abstract_params())
 
     @functools.lru_cache(maxsize=1)
     def read(path: tuple[str, ...]) -> np.ndarray:
@@ -156,6 +196,15 @@ class StoredLeaf:
         return self.read()[index]
 
 
+def _restore_all(location: Location, stored: Any, dtype: str | None) -> Params:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def how(leaf):
+        return ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype or leaf.dtype)
+
+    return _restore(location, jax.tree.map(how, stored))
+
+
 def _restore(location: Location, restore_args: Any) -> Any:
     """Restores those leaves of the params for which there are restore_args."""
     wanted = {PARAMS: restore_args} if location.in_state else restore_args
@@ -169,15 +218,14 @@ def _restore(location: Location, restore_args: Any) -> Any:
     return restored[PARAMS] if location.in_state else restored
 
 
-def _metadata(location: Location, model: Model) -> Any:
-    """Shape and dtype of each leaf of the params, after comparing them with the model's."""
+def _metadata(location: Location) -> Any:
+    """Shape and dtype of each leaf of the params."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(location.arrays.absolute()).item_metadata.tree
             stored = stored[PARAMS] if location.in_state else stored
         except Exception as error:
             raise _unreadable(location, error) from error
-    _check_shapes(location, stored, model.abstract_params())
     return stored
 
 

@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_one_line_and_leaves_nothing(orbax, tmp_path, ca
 
 
 def test_what_is_no_checkpoint_is_refused_in_words(source, tmp_path, capsys):
-    with pytest.raises(UserError, match="is no checkpoint; expected a Hugging Face folder, an Orbax"):
+    with pytest.raises(UserError, match="is no checkpoint; expected a Hugging Face folder, a PEFT adapter's, an Orbax"):
         checkpoints.load(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         checkpoints.load(tmp_path / "nowhere")

@@ -52,15 +52,14 @@ def prompt_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
 def stop_ids(folder: str | Path, tokenizer: "Tokenizer") -> tuple[int, ...]:
     """Ids that end a completion: the tokenizer's EOS and those that the checkpoint's JSON files name.
 
-    A chat model's generation_config.json lists several. A run's folder keeps these files in `hf/`.
+    A chat model's generation_config.json lists several.
 
     Raises:
         UserError: A file cannot be read, or its `eos_token_id` is no id.
     """
     ids = [tokenizer.eos_token_id]
-    for place in (Path(folder), Path(folder) / "hf"):
-        for path in (place / "generation_config.json", place / "config.json"):
-            ids += _eos_ids(path) if path.is_file() else []
+    for path in (Path(folder) / "generation_config.json", Path(folder) / "config.json"):
+        ids += _eos_ids(path) if path.is_file() else []
     return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 

@@ -1,5 +1,13 @@
 """Hugging Face folders in and out: config.json, safetensors and tokenizers of Llama and Mistral models."""
 
+from nrt_jax.hf.adapter import (
+    ADAPTER_CONFIG_FILE,
+    Adapter,
+    read_adapter_config,
+    read_adapter_params,
+    save_adapter,
+    write_adapter_config,
+)
 from nrt_jax.hf.config import from_hf, to_hf
 from nrt_jax.hf.folder import (
     complete_or_absent,
@@ -9,13 +17,23 @@ from nrt_jax.hf.folder import (
     local_folder,
     read_config,
     save,
-    save_description,
+    write_description,
 )
-from nrt_jax.hf.tokenizer import add_tokens, load_tokenizer, save_tokenizer, token_id
+from nrt_jax.hf.tokenizer import (
+    add_tokens,
+    check_vocabulary,
+    load_tokenizer,
+    save_tokenizer,
+    token_id,
+    vocabulary_size,
+)
 from nrt_jax.hf.weights import read_params, write_params
 
 __all__ = [
+    "ADAPTER_CONFIG_FILE",
+    "Adapter",
     "add_tokens",
+    "check_vocabulary",
     "complete_or_absent",
     "copy_description",
     "from_hf",
@@ -23,12 +41,17 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "local_folder",
+    "read_adapter_config",
+    "read_adapter_params",
     "read_config",
     "read_params",
     "save",
-    "save_description",
+    "save_adapter",
     "save_tokenizer",
     "to_hf",
     "token_id",
+    "vocabulary_size",
+    "write_adapter_config",
+    "write_description",
     "write_params",
 ]

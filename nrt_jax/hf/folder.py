@@ -68,7 +68,7 @@ def read_config(folder: str | Path, *, dtype: str = "float32") -> ModelConfig:
     Raises:
         UserError: There is no config.json, or it asks for what is not supported.
     """
-    return from_hf(_read_json(Path(folder) / "config.json"), dtype=dtype)
+    return from_hf(read_json(Path(folder) / "config.json"), dtype=dtype)
 
 
 def local_folder(path: str | Path) -> Path:
@@ -121,16 +121,8 @@ def save(
         overwrite: Replace an existing folder, once the new one is complete.
     """
     with complete_or_absent(path, overwrite) as folder:
-        _describe(folder, model, tokenizer, dtype, source, generation_config or {})
+        write_description(folder, model, tokenizer, dtype=dtype, source=source, generation_config=generation_config)
         write_params(folder, model.config, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
-
-
-def save_description(
-    path: str | Path, model: Model, tokenizer: "Tokenizer | None" = None, *, source: str | Path | None = None
-) -> None:
-    """`save` without the weights: what a run's checkpoints need beside them to be a model again."""
-    with complete_or_absent(path, overwrite=True) as folder:
-        _describe(folder, model, tokenizer, None, source, {})
 
 
 def copy_description(source: str | Path, folder: str | Path) -> None:
@@ -141,15 +133,23 @@ def copy_description(source: str | Path, folder: str | Path) -> None:
                 shutil.copyfile(file, Path(folder) / file.name)
 
 
-def _describe(folder: Path, model: Model, tokenizer, dtype, source, generation_config: Mapping[str, Any]) -> None:
-    """Writes everything but the weights into `folder`."""
+def write_description(
+    folder: Path,
+    model: Model,
+    tokenizer: "Tokenizer | None" = None,
+    *,
+    dtype: str | None = None,
+    source: str | Path | None = None,
+    generation_config: Mapping[str, Any] | None = None,
+) -> None:
+    """What `save` writes, but for the weights, into an existing folder."""
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.config)
     original, generation = None, {}
     if source is not None:
-        original = _read_json(Path(source) / "config.json")
+        original = read_json(Path(source) / "config.json")
         if (Path(source) / "generation_config.json").is_file():
-            generation = dict(_read_json(Path(source) / "generation_config.json"))
+            generation = dict(read_json(Path(source) / "generation_config.json"))
         if tokenizer is None:
             copy_description(source, folder)
     config = to_hf(model.config, original)
@@ -157,9 +157,9 @@ def _describe(folder: Path, model: Model, tokenizer, dtype, source, generation_c
         config["dtype" if "dtype" in config else "torch_dtype"] = dtype
     for target in (config, generation):
         target |= _special_ids(tokenizer, target)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     if generation or generation_config:
-        _write_json(folder / "generation_config.json", generation | dict(generation_config))
+        write_json(folder / "generation_config.json", generation | dict(generation_config or {}))
     if tokenizer is not None:
         save_tokenizer(folder, tokenizer)
 
@@ -206,7 +206,12 @@ def complete_or_absent(path: str | Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object of a model folder.
+
+    Raises:
+        UserError: The file is absent or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -218,5 +223,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object as Hugging Face does."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -39,12 +39,13 @@ class TensorSpec:
         """Whether each layer has one of these."""
         return "{layer}" in self.name
 
-    def _axes(self) -> list[list[str]]:
+    def axes(self) -> list[list[str]]:
+        """The letters of each axis in the checkpoint."""
         return [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\S+", self.theirs)]
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of the tensor in the checkpoint."""
-        return tuple(math.prod(sizes[letter] for letter in axis) for axis in self._axes())
+        return tuple(math.prod(sizes[letter] for letter in axis) for axis in self.axes())
 
     def our_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of our leaf, with the layer axis if there is one."""
@@ -53,14 +54,14 @@ class TensorSpec:
 
     def to_ours(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
         """A checkpoint's tensor as a view in our layout."""
-        letters = [letter for axis in self._axes() for letter in axis]
+        letters = [letter for axis in self.axes() for letter in axis]
         order = [letters.index(letter) for letter in self.ours.split()]
         return array.reshape([sizes[letter] for letter in letters]).transpose(order)
 
     def to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
         """The inverse of `to_ours`."""
         letters = self.ours.split()
-        order = [letters.index(letter) for axis in self._axes() for letter in axis]
+        order = [letters.index(letter) for axis in self.axes() for letter in axis]
         return array.transpose(order).reshape(self.shape(sizes))
 
 
@@ -111,8 +112,8 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def parts_of(spec: TensorSpec, config: ModelConfig) -> list[tuple[str, Any]]:
+def parts_of(spec: TensorSpec, sizes: Mapping[str, int]) -> list[tuple[str, Any]]:
     """A line's tensors: the name in the checkpoint, and the index of our leaf where it lies."""
     if not spec.per_layer:
         return [(spec.name, ...)]
-    return [(spec.name.format(layer=layer), layer) for layer in range(config.num_layers)]
+    return [(spec.name.format(layer=layer), layer) for layer in range(sizes["L"])]

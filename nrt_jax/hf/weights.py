@@ -54,28 +54,52 @@ def read_params(
     """
     with contextlib.ExitStack() as stack:
         checkpoint = _open(Path(folder), stack)
-        specs = tensors_of(config)
-        _check(checkpoint, specs, config)
-        params: Params = {}
-        for spec in specs:
-            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            if shardings is not None:
-                sharding = get_leaf(shardings, spec.path)
-            set_leaf(params, spec.path, _read_leaf(spec, checkpoint, config, dtype, sharding))
+        return read_tensors(
+            {name: file for name, file in checkpoint.items() if not _is_redundant(name, config)},
+            tensors_of(config),
+            sizes_of(config),
+            dtype=dtype,
+            shardings=shardings,
+        )
+
+
+def read_tensors(
+    checkpoint: Mapping[str, Any],
+    specs: Sequence[TensorSpec],
+    sizes: Mapping[str, int],
+    *,
+    dtype: str | None,
+    shardings: Params | None = None,
+) -> Params:
+    """Reads what some lines of a table name: `read_params` for open files.
+
+    Args:
+        checkpoint: The open file that holds each tensor, by name.
+        specs: Lines of a table, which must cover the checkpoint exactly.
+        sizes: What the letters of the table stand for.
+        dtype: As in `read_params`.
+        shardings: As in `read_params`.
+    """
+    _check(checkpoint, specs, sizes)
+    params: Params = {}
+    for spec in specs:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        if shardings is not None:
+            sharding = get_leaf(shardings, spec.path)
+        set_leaf(params, spec.path, _read_leaf(spec, checkpoint, sizes, dtype, sharding))
     return params
 
 
-def _read_leaf(spec: TensorSpec, checkpoint: Mapping[str, Any], config: ModelConfig, dtype, sharding) -> jax.Array:
+def _read_leaf(spec: TensorSpec, checkpoint: Mapping[str, Any], sizes: Mapping[str, int], dtype, sharding) -> jax.Array:
     """One leaf of the params, put together on the host from its tensors and placed shard by shard."""
-    sizes = sizes_of(config)
     shape = spec.our_shape(sizes)
-    dtype = DTYPES[dtype] if dtype else _stored_dtype(spec, checkpoint, config)
+    dtype = DTYPES[dtype] if dtype else _stored_dtype(spec, checkpoint, sizes)
     bounds = {
         device: tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
     shards = {bound: _aligned_empty([stop - start for start, stop in bound], dtype) for bound in bounds.values()}
-    for name, layer in parts_of(spec, config):
+    for name, layer in parts_of(spec, sizes):
         tensor = spec.to_ours(checkpoint[name].get_tensor(name), sizes)
         for bound, shard in shards.items():
             if layer is ...:
@@ -90,9 +114,9 @@ def _slices(bound: tuple[tuple[int, int], ...]) -> tuple[slice, ...]:
     return tuple(slice(*part) for part in bound)
 
 
-def _stored_dtype(spec: TensorSpec, checkpoint: Mapping[str, Any], config: ModelConfig) -> np.dtype:
+def _stored_dtype(spec: TensorSpec, checkpoint: Mapping[str, Any], sizes: Mapping[str, int]) -> np.dtype:
     """The dtype of a leaf's tensors; float32, which holds all of them, where they differ."""
-    stored = {checkpoint[name].get_slice(name).get_dtype() for name, _ in parts_of(spec, config)}
+    stored = {checkpoint[name].get_slice(name).get_dtype() for name, _ in parts_of(spec, sizes)}
     return np.dtype(_STORED_DTYPES[stored.pop()] if len(stored) == 1 else np.float32)
 
 
@@ -123,23 +147,27 @@ def write_params(
     """
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    sizes = sizes_of(config)
+    write_sharded(Path(folder), tensors_from(params, tensors_of(config), sizes_of(config), dtype), max_shard_bytes)
+
+
+def tensors_from(
+    params: Params, specs: Sequence[TensorSpec], sizes: Mapping[str, int], dtype: str | None
+) -> list["Tensor"]:
+    """What some lines of a table make of params, to be fetched when it is written.
+
+    Raises:
+        ValueError: A leaf has not the shape that the table gives it.
+    """
     tensors = []
-    for spec in tensors_of(config):
+    for spec in specs:
         leaf = get_leaf(params, spec.path)
-        if leaf.shape != spec.our_shape(sizes):
+        if tuple(leaf.shape) != spec.our_shape(sizes):
             name = ".".join(spec.path)
             raise ValueError(f"params {name}: shape {leaf.shape}; its config expects {spec.our_shape(sizes)}")
-        tensors += [
-            Tensor(
-                name,
-                spec.shape(sizes),
-                np.dtype(DTYPES[dtype] if dtype else leaf.dtype),
-                _fetch(spec, leaf, index, sizes),
-            )
-            for name, index in parts_of(spec, config)
-        ]
-    write_sharded(Path(folder), tensors, max_shard_bytes)
+        stored = np.dtype(DTYPES[dtype] if dtype else leaf.dtype)
+        for name, index in parts_of(spec, sizes):
+            tensors.append(Tensor(name, spec.shape(sizes), stored, _fetch(spec, leaf, index, sizes)))
+    return tensors
 
 
 def _fetch(spec: TensorSpec, leaf: jax.Array, index: Any, sizes: Mapping[str, int]) -> Callable[[], np.ndarray]:
@@ -213,11 +241,16 @@ def _plan(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
     return shards
 
 
+def open_file(path: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Maps the name of each tensor of one file to that file, opened."""
+    file = _open_file(path, stack)
+    return dict.fromkeys(file.keys(), file)
+
+
 def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Maps each tensor's name to the open file that holds it. Only headers are read."""
     if (folder / SINGLE_FILE).is_file():
-        file = _open_file(folder / SINGLE_FILE, stack)
-        return dict.fromkeys(file.keys(), file)
+        return open_file(folder / SINGLE_FILE, stack)
     if not (folder / INDEX_FILE).is_file():
         raise UserError(
             f"{folder}: found neither {SINGLE_FILE} nor {INDEX_FILE}; expected a checkpoint in safetensors "
@@ -248,10 +281,9 @@ def _open_file(path: Path, stack: contextlib.ExitStack) -> Any:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def _check(checkpoint: Mapping[str, Any], specs: Sequence[TensorSpec], config: ModelConfig) -> None:
-    """Compares every name, shape and dtype with the config."""
-    sizes = sizes_of(config)
-    expected = {name: spec.shape(sizes) for spec in specs for name, _ in parts_of(spec, config)}
+def _check(checkpoint: Mapping[str, Any], specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> None:
+    """Compares every name, shape and dtype with the table."""
+    expected = {name: spec.shape(sizes) for spec in specs for name, _ in parts_of(spec, sizes)}
     for name, shape in expected.items():
         if name not in checkpoint:
             raise UserError(f"tensor {name}: missing from the checkpoint; expected shape {shape}")
@@ -262,7 +294,7 @@ def _check(checkpoint: Mapping[str, Any], specs: Sequence[TensorSpec], config: M
         if header.get_dtype() not in _STORED_DTYPES:
             raise UserError(f"tensor {name}: found dtype {header.get_dtype()}; expected {' or '.join(_STORED_DTYPES)}")
     for name in checkpoint:
-        if name in expected or _is_redundant(name, config):
+        if name in expected:
             continue
         found = tuple(checkpoint[name].get_slice(name).get_shape())
         raise UserError(f"tensor {name}: found shape {found}; expected no such tensor for its config.json")

@@ -3,11 +3,14 @@
 from nrt_jax.models.attention import KVCache, empty_cache, write_cache
 from nrt_jax.models.config import ModelConfig, RopeConfig
 from nrt_jax.models.log_probs import token_log_probs
+from nrt_jax.models.lora import Frozen, LoRAConfig
 from nrt_jax.models.model import Model, Params
 from nrt_jax.models.transformer import Transformer
 
 __all__ = [
+    "Frozen",
     "KVCache",
+    "LoRAConfig",
     "Model",
     "ModelConfig",
     "Params",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from nrt_jax.models.attention import KVCache
 from nrt_jax.models.config import ModelConfig
+from nrt_jax.models.lora import LoRAConfig
 from nrt_jax.models.transformer import Transformer
 
 Params = dict[str, Any]
@@ -22,17 +23,23 @@ class Model:
 
     Attributes:
         config: The hyperparameters. Two models with equal configs are equal.
+        lora: Low-rank adapters beside its matrices; its params then have an entry `lora`.
     """
 
     config: ModelConfig
+    lora: LoRAConfig | None = None
 
     @functools.cached_property
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
-        return nnx.split(nnx.eval_shape(lambda: Transformer(self.config, nnx.Rngs(0))))
+        return nnx.split(nnx.eval_shape(lambda: Transformer(self.config, nnx.Rngs(0), self.lora)))
 
     def init(self, rng: jax.Array) -> Params:
         """Random float32 parameters; rng is a `jax.random.key`."""
         return _init(self, rng)
+
+    def init_lora(self, rng: jax.Array) -> Params:
+        """The entry `lora` of the params, as adapters that change nothing yet."""
+        return _init_lora(self, rng)
 
     def abstract_params(self) -> Params:
         """The params pytree with `jax.ShapeDtypeStruct` leaves."""
@@ -87,4 +94,9 @@ class Model:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model: Model, rng: jax.Array) -> Params:
-    return nnx.to_pure_dict(nnx.state(Transformer(model.config, nnx.Rngs(params=rng))))
+    return nnx.to_pure_dict(nnx.state(Transformer(model.config, nnx.Rngs(params=rng), model.lora)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_lora(model: Model, rng: jax.Array) -> Params:
+    return _init(model, rng)["lora"]  # XLA drops the rest, which is never computed

@@ -5,7 +5,7 @@ Touvron et al. 2023 (arXiv 2302.13971) for the block, Jiang et al. 2023 (arXiv 2
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.nnx as nnx
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from nrt_jax.models import attention, rope
 from nrt_jax.models.attention import KVCache
 from nrt_jax.models.config import ModelConfig
+from nrt_jax.models.lora import LoRAConfig
 
 # Logical axis names travel with each parameter; parallel/ maps them to mesh axes. Parameters are placed by jit's
 # out_shardings, so NNX must not try to place them when they are created.
@@ -48,6 +49,36 @@ def _by_head(x: jax.Array) -> jax.Array:
     return jnp.transpose(x, (0, 3, 1, 2, 4))
 
 
+class Adapter(nnx.Module):
+    """A low-rank adapter of one matrix: A as PEFT initialises it, uniform in +-1/sqrt(inputs), and B zero."""
+
+    def __init__(self, inputs: dict[str, int], outputs: dict[str, int], rank: int, rngs: nnx.Rngs):
+        bound = math.prod(inputs.values()) ** -0.5
+        a = jax.random.uniform(rngs.params(), (*inputs.values(), rank), minval=-bound, maxval=bound)
+        self.a = _Param(a, out_sharding=(*inputs, "lora"))
+        self.b = _Param(jnp.zeros((rank, *outputs.values())), out_sharding=("lora", *outputs))
+
+
+class Adapters(nnx.Module):
+    """The adapters of one layer, by the name of their matrix."""
+
+    def __init__(self, config: ModelConfig, lora: LoRAConfig, rngs: nnx.Rngs):
+        embed, mlp = {"embed": config.hidden_size}, {"mlp": config.intermediate_size}
+        heads = {"heads": config.num_heads, "head_dim": config.head_dim}
+        kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
+        matrices = {
+            "q": (embed, heads),
+            "k": (embed, kv_heads),
+            "v": (embed, kv_heads),
+            "o": (heads, embed),
+            "gate": (embed, mlp),
+            "up": (embed, mlp),
+            "down": (mlp, embed),
+        }
+        for name in lora.targets:
+            setattr(self, name, Adapter(*matrices[name], lora.rank, rngs))
+
+
 class Block(nnx.Module):
     """One decoder layer: x + attention(norm(x)), then x + swiglu(norm(x))."""
 
@@ -72,31 +103,38 @@ class Block(nnx.Module):
         positions: jax.Array,
         rotation: tuple[jax.Array, jax.Array],
         context: Sequence[KVCache],
+        adapters: Mapping[str, Mapping[str, jax.Array]],
     ) -> tuple[jax.Array, KVCache]:
         """x [P, K, T, D] -> (x, this layer's keys and values of these tokens)."""
         c = self.config
+
+        def project(name, x, num_inputs=1):
+            y = _project(x, getattr(self, name)[...], num_inputs)
+            if name in adapters:
+                y += _project(_project(x, adapters[name]["a"], num_inputs), adapters[name]["b"])
+            return y
+
         h = rms_norm(x, self.attention_norm[...], c.norm_eps)
-        q = rope.rotate(_project(h, self.q[...]), *rotation)
-        k = rope.rotate(_project(h, self.k[...]), *rotation)
-        v = _project(h, self.v[...])
+        q = rope.rotate(project("q", h), *rotation)
+        k = rope.rotate(project("k", h), *rotation)
+        v = project("v", h)
         own = KVCache(k=_by_head(k), v=_by_head(v), positions=positions)
         mixed = attention.attend(q, positions, (*context, own), c.sliding_window)
-        x = x + _project(mixed, self.o[...], num_inputs=2)
+        x = x + project("o", mixed, num_inputs=2)
         h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
-        x = x + _project(jax.nn.silu(_project(h, self.gate[...])) * _project(h, self.up[...]), self.down[...])
+        x = x + project("down", jax.nn.silu(project("gate", h)) * project("up", h))
         return x, own
 
 
 class Transformer(nnx.Module):
     """Token ids to final hidden states; the head is applied by whoever knows which positions need it."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, lora: LoRAConfig | None = None):
+        self.config, self.lora_config = config, lora
 
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def stack(rngs):
-            return Block(config, rngs)
+        def stack(layer):
+            make = nnx.vmap(layer, transform_metadata={nnx.PARTITION_NAME: "layers"})
+            return nnx.split_rngs(splits=config.num_layers)(make)(rngs)
 
         shape, axes, std = (
             (config.vocab_size, config.hidden_size),
@@ -104,10 +142,12 @@ class Transformer(nnx.Module):
             config.hidden_size**-0.5,
         )
         self.embedding = _normal(rngs, shape, std, axes)
-        self.layers = stack(rngs)
+        self.layers = stack(lambda rngs: Block(config, rngs))
         self.final_norm = _Param(jnp.ones(config.hidden_size), out_sharding=("embed",))
         if not config.tie_embeddings:
             self.head = _normal(rngs, shape, std, axes)
+        if lora:
+            self.lora = stack(lambda rngs: Adapters(config, lora, rngs))
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, context: Sequence[KVCache] = (), *, remat: bool = False
@@ -117,17 +157,20 @@ class Transformer(nnx.Module):
         cos, sin = rope.rotation(self.config.rope, self.config.head_dim, positions)
         rotation = (cos[..., None, :], sin[..., None, :])  # The same for every head.
         block, stacked = nnx.split(self.layers)
+        adapters = nnx.to_pure_dict(nnx.state(self.lora)) if self.lora_config else {}
+        # Scaled here, once, as the only place that knows by how much.
+        adapters = {name: {"a": w["a"], "b": self.lora_config.scale * w["b"]} for name, w in adapters.items()}
 
         def layer(x, layer_inputs):
-            params, kv = layer_inputs
+            params, kv, adapters = layer_inputs
             caches = [KVCache(k=k, v=v, positions=c.positions) for (k, v), c in zip(kv, context, strict=True)]
-            x, own = nnx.merge(block, params)(x, positions, rotation, caches)
+            x, own = nnx.merge(block, params)(x, positions, rotation, caches, adapters)
             return x, (own.k, own.v)
 
         if remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
         # Four layers a turn: a quarter off the step's time on CPU, and compilation stays independent of depth.
-        inputs = (stacked, [(c.k, c.v) for c in context])
+        inputs = (stacked, [(c.k, c.v) for c in context], adapters)
         x, (k, v) = jax.lax.scan(layer, x, inputs, unroll=min(4, self.config.num_layers))
         x = rms_norm(x, self.final_norm[...], self.config.norm_eps)
         return x, KVCache(k=k, v=v, positions=positions)

@@ -9,6 +9,8 @@ from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.data.sources import DataConfig
 from nrt_jax.errors import UserError, unknown_name
 from nrt_jax.evaluation import EvaluationConfig
+from nrt_jax.models import LoRAConfig
+from nrt_jax.models.lora import PROJECTIONS
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import AGGREGATIONS
 from nrt_jax.training.optimizer import OptimizerConfig
@@ -54,10 +56,12 @@ class CheckpointConfig:
     Attributes:
         every: Steps between checkpoints; 0 for the end only.
         keep: Checkpoints kept.
+        export_dtype: Dtype of the exported `hf/` folder's tensors.
     """
 
     every: int = 50
     keep: int = 2
+    export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,7 @@ class TrainConfig:
         reward: Reward.
         advantage: Baseline and scale of advantages.
         loss: Weights and switches of the loss.
+        lora: Low-rank adapters; the run then exports `adapter/` for PEFT beside the merged `hf/`.
         optimizer: AdamW.
         evaluation: Evaluation on held-out questions.
         checkpoint: Saving.
@@ -105,6 +110,7 @@ class TrainConfig:
     reward: RewardConfig = RewardConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: NRTLossConfig = NRTLossConfig()
+    lora: LoRAConfig = LoRAConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -138,6 +144,11 @@ class TrainConfig:
             self.rollout.group_size,
             "at least 2, since one trace has no standard deviation, or --advantage.scale none",
         )
+        _require(self.lora.rank == 0 or self.lora.alpha > 0, "lora.alpha", self.lora.alpha, "a number above 0")
+        for target in self.lora.targets:
+            if target not in PROJECTIONS:
+                raise unknown_name("lora.targets", target, PROJECTIONS)
+        _require(bool(self.lora.targets), "lora.targets", "()", "at least one of " + ", ".join(PROJECTIONS))
         parts = self.updates_per_step * self.micro_batches
         _require(
             self.rollout.prompts % parts == 0,
@@ -170,6 +181,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "rollout.max_length",
+    "lora.rank",
     "loss.trace_weight",
     "loss.delimiter_weight",
     "loss.token_weight",

@@ -15,7 +15,8 @@ import optax
 
 from nrt_jax.data.batch import Batch, Prompts
 from nrt_jax.data.encode import Encoded, Encoder, pad
-from nrt_jax.models import Model, Params, token_log_probs
+from nrt_jax.models import Frozen, Model, Params, token_log_probs
+from nrt_jax.models.lora import combine
 from nrt_jax.objectives import LossMasks, NRTLossConfig, denominators, nrt_loss
 from nrt_jax.rollout import Rollout, prefill
 from nrt_jax.training.state import TrainState
@@ -161,11 +162,13 @@ def update(
     config: NRTLossConfig,
     micro_batches: int = 1,
     remat: bool = False,
+    frozen: Frozen | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update; `step` is left to the caller, since a rollout may feed several updates.
 
     The gradient is summed over `micro_batches` equal parts of the prompts. Each term is divided by its count over the
-    whole batch, so that the number of parts does not change the result.
+    whole batch, so that the number of parts does not change the result. With adapters, `frozen` is the rest of the
+    policy.
 
     Returns:
         The new state (the old one is donated) and scalars: the loss and its terms, the gradient's global norm.
@@ -173,7 +176,8 @@ def update(
     divide_by = denominators(batch.masks, config)
 
     def loss_fn(params, part):
-        log_probs, entropy = completion_log_probs(model, params, part, temperature=temperature, remat=remat)
+        policy = combine(params, frozen)
+        log_probs, entropy = completion_log_probs(model, policy, part, temperature=temperature, remat=remat)
         loss, metrics = nrt_loss(
             log_probs, part.old_log_probs, part.advantage, part.token_signal, part.masks, config, divide_by
         )

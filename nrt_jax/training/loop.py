@@ -11,9 +11,10 @@ from pathlib import Path
 
 import jax
 
-from nrt_jax import hf
+from nrt_jax import checkpoints, hf
 from nrt_jax.data import pipeline
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
+from nrt_jax.models import lora
 from nrt_jax.rollout import sample
 from nrt_jax.training import workdir as run_folder
 from nrt_jax.training.checkpoint import Checkpointer
@@ -51,17 +52,18 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
     # A cosine ends with the run: with more steps its earlier learning rates would have been others.
     may_change = MAY_CHANGE if config.optimizer.schedule == "cosine" else (*MAY_CHANGE, "steps")
     resumed = run_folder.prepare(folder, to_dict(config), resume_may_change=may_change)
+    checkpoints.describe_run(folder, setup.model, setup.tokenizer, setup.model_folder, setup.adapter)
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
     before = _answers_before(config, setup, folder)
     hard = hard_tokens(before)
     _log_answers(log, "before", config, setup, before)
 
     with (
-        Checkpointer(folder / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+        Checkpointer(folder / "checkpoints", keep=config.checkpoint.keep) as checkpointer,
         MetricsWriter(folder, total_steps=config.steps, show=SHOWN) as writer,
     ):
-        if resumed and checkpoints.latest_step() is not None:
-            state, _ = checkpoints.restore(abstract_state(setup.model, optimizer))
+        if resumed and checkpointer.latest_step() is not None:
+            state, _ = checkpointer.restore(abstract_state(setup.params, optimizer))
             log(f"resumed at step {int(state.step)} from {folder / 'checkpoints'}")
         else:
             state = create_state(setup.params, optimizer)
@@ -75,7 +77,7 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
                 writer.write(step + 1, summarise(_answer(config, setup, state.params), hard))
             if step + 1 == config.steps or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
                 writer.flush()
-                checkpoints.save(step + 1, state)
+                checkpointer.save(step + 1, state)
     return _finish(config, setup, folder, log, state, before, started)
 
 
@@ -98,6 +100,7 @@ def _step(config, setup: Setup, optimizer, state: TrainState, rows, step: int) -
             config=config.loss,
             micro_batches=config.micro_batches,
             remat=config.remat,
+            frozen=setup.frozen,
         )
         if i == 0:  # Before any update the learner is the sampler: what differs is numerics alone.
             metrics["sampler_trainer_kl"] = losses["approximate_kl"]
@@ -107,9 +110,10 @@ def _step(config, setup: Setup, optimizer, state: TrainState, rows, step: int) -
 def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[LearnerBatch, dict]:
     batch = setup.encoder.batch(rows)
     sampling = sampling_config(config.rollout, setup.trace_format)
-    rollout = sample(setup.model, state.params, batch.prompts, jax.random.fold_in(rng, 0), sampling)
+    params = setup.policy(state.params)
+    rollout = sample(setup.model, params, batch.prompts, jax.random.fold_in(rng, 0), sampling)
     return reward_rollout(
-        state.params,
+        params,
         rollout,
         batch,
         jax.random.fold_in(rng, 1),
@@ -131,6 +135,7 @@ def minibatch(batch: LearnerBatch, index: int, count: int) -> LearnerBatch:
 
 def _answer(config: TrainConfig, setup: Setup, params) -> list[Answered]:
     rng = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_STREAM)
+    params = setup.policy(params)
     return answer_questions(setup.model, params, setup.encoder, setup.held_out, rng, config.evaluation, setup.limits)
 
 
@@ -149,7 +154,7 @@ def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, 
     after, hard = _answer(config, setup, state.params), hard_tokens(before)
     write_answers(folder / "answers_after.jsonl", after)
     _log_answers(log, "after", config, setup, after)
-    hf.save(folder / "hf", setup.model, state.params, setup.tokenizer, source=setup.model_folder, overwrite=True)
+    _export(config, setup, folder, state.params)
     figures = {}
     for when, answered in (("before", before), ("after", after)):
         figures |= {f"{name}_{when}": value for name, value in summarise(answered, hard).items()}
@@ -164,6 +169,23 @@ def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, 
     }
     run_folder.write_json(folder / "summary.json", summary)
     return summary
+
+
+def _export(config: TrainConfig, setup: Setup, folder: Path, params) -> None:
+    """Writes hf/, the whole policy, and with adapters adapter/, for PEFT."""
+    policy = setup.policy(params)
+    if setup.adapter is not None:
+        policy = lora.merge(policy, config.lora)
+        hf.save_adapter(folder / "adapter", setup.adapter, setup.model.config, params, setup.tokenizer, overwrite=True)
+    hf.save(
+        folder / "hf",
+        setup.model,
+        policy,
+        setup.tokenizer,
+        dtype=config.checkpoint.export_dtype,
+        source=setup.model_folder,
+        overwrite=True,
+    )
 
 
 def peak_memory_bytes() -> int:

@@ -4,13 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
+
 from nrt_jax import hf
 from nrt_jax.data import formats, sources
 from nrt_jax.data.encode import Encoded, Encoder
 from nrt_jax.data.formats import TraceFormat
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import Limits
-from nrt_jax.models import Model, Params
+from nrt_jax.models import Frozen, Model, Params, lora
 from nrt_jax.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ class Setup:
 
     Attributes:
         model: The policy.
-        params: Its parameters before training.
+        params: What is trained of it, before training.
+        frozen: The rest of it; None without adapters.
+        adapter: What the exported adapter says of itself; None without adapters.
         tokenizer: With the trace format's tokens in it.
         trace_format: In token ids.
         encoder: Text to ids.
@@ -39,6 +43,8 @@ class Setup:
 
     model: Model
     params: Params
+    frozen: Frozen | None
+    adapter: hf.Adapter | None
     tokenizer: "Tokenizer"
     trace_format: TraceFormat
     encoder: Encoder
@@ -48,6 +54,10 @@ class Setup:
     limits: Limits
     model_folder: Path
     max_length: int
+
+    def policy(self, params: Params) -> Params:
+        """The params of the whole policy, given those that are trained."""
+        return lora.combine(params, self.frozen)
 
 
 def model_path(name: str) -> Path:
@@ -69,9 +79,18 @@ def prepare(config: TrainConfig) -> Setup:
             f"objective: 'sft_with_trace' learns from traces and {config.data!r} has none; "
             "expected rows with a column 'trace', or --objective sft"
         )
-    folder = model_path(config.model)
-    model, params, tokenizer = hf.load(folder, dtype=config.dtype)
+    folder = hf.local_folder(model_path(config.model))
+    param_dtype = config.dtype if config.lora.rank else "float32"  # only what is trained needs float32
+    model, params, tokenizer = hf.load(folder, dtype=config.dtype, param_dtype=param_dtype)
+    known = set(tokenizer.get_vocab())
     trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
+    adapter = frozen = None
+    if config.lora.rank:
+        model = dataclasses.replace(model, lora=config.lora)
+        added = sorted(token_id for token, token_id in tokenizer.get_vocab().items() if token not in known)
+        params, frozen = lora.split(model, params, added, jax.random.key(config.seed))
+        base = str(folder.absolute()) if model_path(config.model).is_dir() else config.model
+        adapter = hf.Adapter(config.lora, base, tuple(added))
     encoder = Encoder(tokenizer, trace_format, config.text)
     longest = model.config.max_position_embeddings
     max_length = min(config.rollout.max_length or longest, longest)
@@ -80,6 +99,8 @@ def prepare(config: TrainConfig) -> Setup:
     return Setup(
         model=model,
         params=params,
+        frozen=frozen,
+        adapter=adapter,
         tokenizer=tokenizer,
         trace_format=trace_format,
         encoder=encoder,

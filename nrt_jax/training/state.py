@@ -4,7 +4,7 @@ import flax.struct
 import jax
 import optax
 
-from nrt_jax.models import Model, Params
+from nrt_jax.models import Params
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -13,7 +13,7 @@ class TrainState:
 
     Attributes:
         step: [] int32, rollouts done.
-        params: The policy.
+        params: What is trained of the policy: all of its params, or adapters (`nrt_jax.models.lora`).
         opt_state: Of the optimizer.
     """
 
@@ -27,6 +27,6 @@ def create_state(params: Params, optimizer: optax.GradientTransformation) -> Tra
     return TrainState(step=jax.numpy.int32(0), params=params, opt_state=optimizer.init(params))
 
 
-def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state's shapes and dtypes, for restoring a checkpoint."""
-    return jax.eval_shape(lambda params: create_state(params, optimizer), model.abstract_params())
+def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The shapes and dtypes of a state with such params, for restoring a checkpoint."""
+    return jax.eval_shape(lambda params: create_state(params, optimizer), params)

@@ -55,7 +55,7 @@ def final_state(config: TrainConfig, folder):
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
     with Checkpointer(folder / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == config.steps
-        return checkpoints.restore(abstract_state(prepare(config).model, optimizer))[0]
+        return checkpoints.restore(abstract_state(prepare(config).params, optimizer))[0]
 
 
 def records(folder) -> list[dict]:
@@ -66,7 +66,7 @@ def records(folder) -> list[dict]:
 def test_run_folder_holds_config_metrics_checkpoints_answers_and_export(config, finished):
     folder, _, _ = finished
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "hf", "tensorboard",
+    assert names == {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "hf", "tensorboard",
                      "answers_before.jsonl", "answers_after.jsonl"}  # fmt: skip
     assert json.loads((folder / "config.json").read_text())["rollout"]["group_size"] == 2
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (folder / "hf").iterdir()}

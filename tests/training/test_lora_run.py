@@ -1,0 +1,110 @@
+"""A whole run with adapters, on a base that lacks the delimiter: what is trained, exported, and loaded again."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from launch import cli, convert
+from nrt_jax import checkpoints, hf
+from nrt_jax.data.formats import TraceFormatConfig
+from nrt_jax.evaluation import EvaluationConfig
+from nrt_jax.models import LoRAConfig
+from nrt_jax.training import loop
+from nrt_jax.training.config import CheckpointConfig, RolloutConfig, TrainConfig
+from nrt_jax.training.metrics import read_metrics
+from nrt_jax.training.optimizer import OptimizerConfig
+from nrt_jax.training.setup import prepare
+from tests.fixtures_run import examples, write_model, write_rows
+
+DELIMITER = "<|answer|>"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The config of a run of two steps, and its folder."""
+    folder = tmp_path_factory.mktemp("lora")
+    config = TrainConfig(
+        model=str(write_model(folder / "base")),
+        data=str(write_rows(folder / "train.jsonl", examples(12))),
+        steps=2,
+        updates_per_step=1,
+        trace=TraceFormatConfig(closing=DELIMITER, add_tokens="any"),
+        rollout=RolloutConfig(prompts=4, group_size=2, max_trace_length=8),
+        lora=LoRAConfig(rank=2, alpha=4.0, targets=("q", "v", "down")),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        evaluation=EvaluationConfig(questions=1, batch_size=1),
+        checkpoint=CheckpointConfig(every=1),
+    )
+    loop.train(config, prepare(config), folder / "run", lambda line: None)
+    return config, folder / "run"
+
+
+def test_the_base_stays_and_the_delimiters_row_leaves_that_of_eos(run):
+    config, folder = run
+    base, base_params, tokenizer = hf.load(config.model)
+    model, params, grown = hf.load(folder / "hf")
+    assert model.config == dataclasses.replace(base.config, vocab_size=base.config.vocab_size + 1)
+    assert len(grown) == len(tokenizer) + 1
+    known = base.config.vocab_size
+    for name in ("embedding", "head"):
+        np.testing.assert_array_equal(params[name][:known], base_params[name])
+        assert (params[name][hf.token_id(grown, DELIMITER)] != base_params[name][tokenizer.eos_token_id]).any()
+    changed = {name for name, leaf in params["layers"].items() if (leaf != base_params["layers"][name]).any()}
+    assert changed == {"q", "v", "down"}
+    assert (params["final_norm"] == base_params["final_norm"]).all()
+
+
+def test_run_folder_adapter_folder_and_merged_folder_are_one_policy(run, tmp_path):
+    _, folder = run
+    model, params, _ = checkpoints.load(folder / "hf")
+    args = ["to-hf", str(folder), str(tmp_path / "converted")]
+    cli.run(convert.main, convert.ConvertConfig, "convert", "", args=args)
+    for path in (folder, folder / "checkpoints" / "2", folder / "adapter", tmp_path / "converted"):
+        other, other_params, tokenizer = checkpoints.load(path)
+        assert other == model
+        chex.assert_trees_all_close(other_params, params, rtol=0, atol=1e-6)
+        assert hf.token_id(tokenizer, DELIMITER) == len(tokenizer) - 1
+
+
+def test_checkpoints_hold_the_adapters_alone(run):
+    config, folder = run
+    size = sum(path.stat().st_size for path in (folder / "checkpoints" / "2").rglob("*") if path.is_file())
+    assert size < 100_000  # the base alone has 44 kB of params, and Adam would triple them
+    trained = jax.tree.leaves(prepare(config).params)
+    layer = 16 * 2 + 2 * 16 + 16 * 2 + 2 * 8 + 24 * 2 + 2 * 16
+    assert sum(leaf.size for leaf in trained) == layer + 2 * 16
+
+
+def test_it_resumes_exactly(run, tmp_path):
+    config, folder = run
+    shorter = dataclasses.replace(config, steps=1)
+    for part in (shorter, config):
+        loop.train(part, prepare(part), tmp_path, lambda line: None)
+    strip = [
+        [{k: v for k, v in r.items() if k != "time"} for r in read_metrics(f / "metrics.jsonl")]
+        for f in (folder, tmp_path)
+    ]
+    assert strip[0] == strip[1]
+    assert [abs(record["sampler_trainer_kl"]) < 1e-6 for record in strip[0]] == [True, True]
+    chex.assert_trees_all_equal(hf.load(folder / "hf")[1], hf.load(tmp_path / "hf")[1])
+
+
+def test_peft_goes_on_from_the_exported_adapter(run):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    import transformers
+
+    config, folder = run
+    description = json.loads((folder / "adapter" / hf.ADAPTER_CONFIG_FILE).read_text())
+    assert description["base_model_name_or_path"] == config.model
+    model, params, tokenizer = hf.load(folder / "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(config.model)
+    theirs.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    theirs = peft.PeftModel.from_pretrained(theirs, folder / "adapter").eval()
+    ids = np.arange(12)[None]
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(model.logits(params, ids), expected, rtol=0, atol=1e-5)
