@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nrt_jax.errors import UserError
 from nrt_jax.hf import from_hf, to_hf
 from nrt_jax.models import ModelConfig, RopeConfig
+from tests.hf import tiny
 
 CONFIGS = Path(__file__).parent / "configs"
 _LLAMA = functools.partial(
@@ -177,27 +178,7 @@ def test_only_changed_keys_are_written_over_the_original(layout):
     assert differing == {"vocab_size"} | rotary
 
 
-@st.composite
-def ropes(draw):
-    """A rotary embedding with the fields that its type has."""
-    kind = draw(st.sampled_from(["default", "linear", "llama3", "yarn"]))
-    number, tokens = st.floats(0.5, 64.0), st.integers(16, 10**6)
-    theta = draw(st.floats(10.0, 1e7))
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, type=kind, factor=draw(number))
-    fields = {"theta": theta, "type": kind, "factor": draw(number), "original_max_position_embeddings": draw(tokens)}
-    if kind == "llama3":
-        low = draw(number)
-        return RopeConfig(**fields, low_freq_factor=low, high_freq_factor=low + draw(number))
-    betas = {"beta_fast": draw(number), "beta_slow": draw(number)}
-    return RopeConfig(
-        **fields, **betas, truncate=draw(st.booleans()), attention_factor=draw(st.none() | st.floats(0.5, 2.0))
-    )
-
-
-@given(ropes(), ropes(), st.sampled_from(LAYOUTS))
+@given(tiny.ropes(), tiny.ropes(), st.sampled_from(LAYOUTS))
 def test_any_rotary_embedding_is_read_back_from_what_is_written(rope, other, layout):
     config = dataclasses.replace(PUBLISHED["Llama-3.1-8B"][0], rope=rope)
     raw = layout(to_hf(config))
