@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()  # it warns of contexts as short as the ones here
 
 TOLERANCE = 1e-4
+LENGTHS = range(13, 40)
 # Stretched from a context shorter than the sequences, so that all branches of a rotary embedding are met.
 YARN = RopeConfig(theta=500.0, type="yarn", factor=4.0, original_max_position_embeddings=40, beta_fast=8.0)
 _LLAMA = dataclasses.replace(
@@ -30,7 +31,7 @@ FAMILIES = {
     ),
     "llama_linear": dataclasses.replace(_LLAMA, rope=RopeConfig(type="linear", factor=2.5), num_kv_heads=1),
     "llama_yarn": dataclasses.replace(_LLAMA, rope=YARN),
-    "mistral_v0.1": dataclasses.replace(_MISTRAL, sliding_window=5, norm_eps=1e-3),
+    "mistral_v0.1": dataclasses.replace(_MISTRAL, sliding_window=9, norm_eps=1e-3),
     "mistral_v0.2": dataclasses.replace(_MISTRAL, rope=RopeConfig(theta=1e6)),
     "mistral_nemo": dataclasses.replace(_MISTRAL, rope=RopeConfig(theta=1e6), head_dim=6, num_kv_heads=1),
     "mistral_yarn": dataclasses.replace(
@@ -41,10 +42,11 @@ FAMILIES = {
 
 @st.composite
 def model_configs(draw) -> ModelConfig:
-    """Small configs over everything that a family may vary, for sequences of a few dozen tokens."""
+    """Small configs over everything that a family may vary; windows are shorter than the sequences of `LENGTHS`."""
     num_kv_heads, group, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 3)), 2 * draw(st.integers(1, 9))
     num_heads = num_kv_heads * group
-    model_type = draw(st.sampled_from(["llama", "mistral"]))
+    window = draw(st.none() | st.integers(1, min(LENGTHS) - 1))
+    model_type = draw(st.sampled_from(["llama", "mistral"])) if window is None else "mistral"
     return ModelConfig(
         model_type=model_type,
         vocab_size=draw(st.integers(11, 70)),
@@ -57,7 +59,7 @@ def model_configs(draw) -> ModelConfig:
         rope=draw(tiny.ropes(original=st.integers(8, 48))),
         norm_eps=draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
         tie_embeddings=draw(st.booleans()),
-        sliding_window=draw(st.none() | st.integers(1, 30)) if model_type == "mistral" else None,
+        sliding_window=window,
     )
 
 

@@ -18,7 +18,7 @@ from nrt_jax.data import Prompts
 from nrt_jax.models import Model, ModelConfig, Params
 from nrt_jax.rollout import SamplingConfig, sample
 from tests.hf import tiny
-from tests.models.reference import FAMILIES, TOLERANCE, model_configs, reference, torch, transformers
+from tests.models.reference import FAMILIES, LENGTHS, TOLERANCE, model_configs, reference, torch, transformers
 
 LENGTH = 24
 PROMPT_LENGTHS = (3, 11, 6)
@@ -41,7 +41,7 @@ def pair(request, tmp_path_factory):
     config, folder = FAMILIES[request.param], tmp_path_factory.mktemp(request.param)
     theirs = reference(config)
     theirs.save_pretrained(folder)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, LENGTH))
+    tokens = np.random.default_rng(4).integers(0, config.vocab_size, (3, LENGTH))
     return Pair(config, theirs, *hf.load_model(folder), tokens)
 
 
@@ -67,7 +67,7 @@ def test_logits_equal_those_of_transformers(pair):
 
 
 @settings(max_examples=15)
-@given(model_configs(), st.integers(1, 40), st.integers(0, 2**20))
+@given(model_configs(), st.sampled_from(LENGTHS), st.integers(0, 2**20))
 def test_logits_of_any_config_equal_those_of_transformers(config, length, seed):
     theirs = reference(config, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +81,7 @@ def test_logits_of_any_config_equal_those_of_transformers(config, length, seed):
 def test_64_greedy_tokens_of_the_sampler_are_identical(pair):
     """The sampler has a cache for the prompt and a growing one for the trace; theirs has one row without padding.
 
-    With the window of 5, every step but the first few needs the edge of the window inside one cache or across both.
+    The prompts are shorter and longer than the window of 9, whose edge moves through both caches.
     """
     mask = np.arange(max(PROMPT_LENGTHS)) < np.array(PROMPT_LENGTHS)[:, None]
     prompts = Prompts(tokens=jnp.array(np.where(mask, pair.tokens[:, : mask.shape[1]], 0)), mask=jnp.array(mask))
