@@ -268,7 +268,7 @@ def _check_neutral(raw: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]
 
 
 def _unsupported(field: str, value: Any, supported: tuple[Any, ...]) -> UserError:
-    found = str(value)
+    found = " ".join(str(value).split())
     found = found if len(found) <= 80 else found[:77] + "..."
     expected = " or ".join("absent" if value is None else str(value) for value in supported)
     return UserError(f"config.json: {field}: {found} is not supported; expected {expected}")

@@ -273,6 +273,7 @@ def test_a_field_that_leaves_the_maths_alone_is_accepted(raw, neutral):
         ({"model_type": "mixtral"}, r"model_type: mixtral is not supported; expected llama or mistral"),
         ({"model_type": "qwen2"}, "model_type: qwen2"),
         ({"model_type": None}, "model_type"),
+        ({"model_type": "two\nlines"}, "model_type: two lines is not supported"),
         *(
             ({"architectures": [name]}, f"architectures.*{name}.*LlamaForCausalLM")
             for name in ("LlamaForSequenceClassification", "MixtralForCausalLM", "Qwen2ForCausalLM", "LlamaModel")

@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.models.llama import modeling_llama
-from transformers.models.mistral import modeling_mistral
 
 from nrt_jax import hf
 from nrt_jax.hf.weights import TENSORS
@@ -21,6 +18,10 @@ from nrt_jax.models import ModelConfig, RopeConfig, rope
 from nrt_jax.models.transformer import Block, rms_norm
 from tests.hf import tiny
 from tests.models.reference import LENGTHS, model_configs, sharpen, their_config, torch
+
+masking = pytest.importorskip("transformers.masking_utils")
+modeling_llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+modeling_mistral = pytest.importorskip("transformers.models.mistral.modeling_mistral")
 
 LAYERS = {"llama": modeling_llama.LlamaDecoderLayer, "mistral": modeling_mistral.MistralDecoderLayer}
 PUBLISHED = sorted((Path(__file__).parents[1] / "hf" / "configs").glob("*.json"))
@@ -104,8 +105,8 @@ class Layer:
         self.x = torch.randn((2, length, config.hidden_size), generator=torch.Generator().manual_seed(seed))
         positions = torch.arange(length)[None]
         self.rotation = modeling_llama.LlamaRotaryEmbedding(their)(self.x, positions)
-        mask = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
-        self.mask = mask(
+        full, windowed = masking.create_causal_mask, masking.create_sliding_window_causal_mask
+        self.mask = (full if config.sliding_window is None else windowed)(
             config=their, inputs_embeds=self.x, attention_mask=None, past_key_values=None, position_ids=positions
         )
         graph, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
