@@ -6,23 +6,35 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeConfig:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), with Llama 3.1's frequency scaling.
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and the ways to stretch it to longer contexts.
+
+    A field that its `type` does not name is not used.
 
     Attributes:
         theta: Base of the geometric progression of wavelengths.
-        type: `default`, or `llama3` (long wavelengths stretched by `factor`).
-        factor: Stretch of wavelengths longer than `original_max_position_embeddings / low_freq_factor`.
-        low_freq_factor: See `factor`.
-        high_freq_factor: Wavelengths shorter than `original_max_position_embeddings / high_freq_factor` stay.
-        original_max_position_embeddings: Context length before scaling, in tokens.
+        type: `default`; `linear` stretches every wavelength by `factor` (Chen et al. 2023, arXiv 2306.15595);
+            `llama3` stretches the long ones (Llama 3.1's model card); `yarn` stretches the long ones and sharpens
+            attention (Peng et al. 2023, arXiv 2309.00071).
+        factor: linear, llama3, yarn: the stretch.
+        original_max_position_embeddings: llama3, yarn: context length before the stretch, in tokens.
+        low_freq_factor: llama3: wavelengths above `original_max_position_embeddings / low_freq_factor` are stretched.
+        high_freq_factor: llama3: those below `original_max_position_embeddings / high_freq_factor` stay.
+        beta_fast: yarn: what turns more often than this within the original context stays.
+        beta_slow: yarn: what turns less often than this is stretched.
+        truncate: yarn: round the two bounds, counted in pairs of dimensions, outwards to whole pairs.
+        attention_factor: yarn: multiplies rotated queries and keys each; None is the paper's 0.1 ln(factor) + 1.
     """
 
     theta: float = 10000.0
-    type: Literal["default", "llama3"] = "default"
+    type: Literal["default", "linear", "llama3", "yarn"] = "default"
     factor: float = 1.0
+    original_max_position_embeddings: int = 8192
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -27,6 +28,28 @@ LLAMA3_ROPE = RopeConfig(
     high_freq_factor=4.0,
     original_max_position_embeddings=16,
 )
+
+
+@st.composite
+def ropes(draw, theta=st.floats(10.0, 1e7), original=st.integers(16, 10**6)) -> RopeConfig:  # noqa: B008
+    """A rotary embedding with the fields that its type has."""
+    fields = {"type": draw(st.sampled_from(["default", "linear", "llama3", "yarn"])), "theta": draw(theta)}
+    if fields["type"] == "default":
+        return RopeConfig(**fields)
+    fields["factor"] = draw(st.floats(1.0, 64.0))
+    if fields["type"] == "linear":
+        return RopeConfig(**fields)
+    fields["original_max_position_embeddings"] = draw(original)
+    if fields["type"] == "llama3":
+        low = draw(st.floats(0.5, 4.0))
+        return RopeConfig(**fields, low_freq_factor=low, high_freq_factor=low * draw(st.floats(1.5, 8.0)))
+    return RopeConfig(
+        **fields,
+        beta_fast=draw(st.floats(4.0, 64.0)),
+        beta_slow=draw(st.floats(0.25, 4.0)),
+        truncate=draw(st.booleans()),
+        attention_factor=draw(st.none() | st.floats(0.5, 2.0)),
+    )
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
