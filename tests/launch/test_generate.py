@@ -94,12 +94,10 @@ def test_stop_ids_are_those_of_generation_config_and_of_the_tokenizer(llama, tmp
     assert generation.stop_ids(tmp_path / "chat", tokenizer()) == (tokenizer().eos_token_id, stop, 3)
 
 
-def test_stop_ids_of_a_run_are_those_of_its_export(tmp_path):
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "config.json").write_text('{"model": "tiny", "steps": 3}')
-    (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+def test_an_eos_token_id_that_is_no_id_is_refused(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
     assert generation.stop_ids(tmp_path, tokenizer()) == (tokenizer().eos_token_id, 7)
-    (tmp_path / "hf" / "config.json").write_text('{"eos_token_id": "</s>"}')
+    (tmp_path / "config.json").write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(UserError, match=r"config\.json: eos_token_id: '</s>'; expected a token id"):
         generation.stop_ids(tmp_path, tokenizer())
 

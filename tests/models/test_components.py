@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrt_jax import hf
-from nrt_jax.hf.weights import TENSORS
+from nrt_jax.hf.table import TENSORS
 from nrt_jax.models import ModelConfig, RopeConfig, rope
 from nrt_jax.models.transformer import Block, rms_norm
 from tests.hf import tiny
@@ -115,7 +115,7 @@ class Layer:
         def block(params, x):
             positions = jnp.broadcast_to(jnp.arange(length), x.shape[:3])
             cos, sin = rope.rotation(config.rope, config.head_dim, positions)
-            return nnx.merge(graph, params)(x, positions, (cos[..., None, :], sin[..., None, :]), ())[0] - x
+            return nnx.merge(graph, params)(x, positions, (cos[..., None, :], sin[..., None, :]), (), {})[0] - x
 
         self.block = block
 
