@@ -28,7 +28,7 @@ def config(tmp_path_factory) -> TrainConfig:
     held_out = write_rows(folder / "test.jsonl", examples(5, start=50))
     return TrainConfig(
         model=str(write_model(folder / "model")),
-        data=str(write_rows(folder / "train.jsonl", examples(12))),
+        data=(str(write_rows(folder / "train.jsonl", examples(12))),),
         steps=3,
         updates_per_step=1,
         dataset=DataConfig(held_out=str(held_out)),
@@ -209,4 +209,4 @@ def test_think_tags_run_and_the_export_knows_them(config, tmp_path):
     setup = prepare(tags)
     opening, delimiter = (hf.token_id(hf.load_tokenizer(tmp_path / "hf"), t) for t in ("<think>", "</think>"))
     assert (setup.trace_format.opening, setup.trace_format.delimiter) == ((opening,), delimiter)
-    assert all(row.prompt[-1] == opening for row in setup.train + setup.held_out)
+    assert all(row.prompt[-1] == opening for row in [*setup.train, *setup.held_out])
