@@ -105,9 +105,9 @@ def _without_prefix(tokenizer: "Tokenizer"):
         return None
     layout = json.loads(core.to_str())
     layout |= {part: _bare_layout(layout[part]) for part in ("normalizer", "pre_tokenizer")}
-    bare = Core.from_str(json.dumps(layout | {"truncation": None, "padding": None}))
-    bare.encode_special_tokens = True  # Text that spells one stays text.
-    return bare
+    # Text that spells a special token stays text; `encode_special_tokens` would be lost on the way to a worker.
+    layout["added_tokens"] = [token for token in layout["added_tokens"] if not token["special"]]
+    return Core.from_str(json.dumps(layout | {"truncation": None, "padding": None, "post_processor": None}))
 
 
 def _bare_layout(layout: Any) -> Any:

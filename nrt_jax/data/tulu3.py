@@ -19,6 +19,7 @@ from nrt_jax.errors import UserError
 TRAIN_ROWS = 220_000
 TEST_ROWS = 1024
 SEED = 42
+COLUMNS = ("id", "source", "messages")
 
 
 class Tulu3SftMixture(tfds.core.GeneratorBasedBuilder):
@@ -42,21 +43,20 @@ class Tulu3SftMixture(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        folder = Path(dl_manager.manual_dir)
-        return {split: self._generate_examples(folder, split) for split in ("train", "test")}
-
-    def _generate_examples(self, folder: Path, split: str):
-        """Yields (number, row) of a split in its order."""
         import datasets
 
-        with tempfile.TemporaryDirectory() as cache:  # Rows are read at random, which Parquet files are slow at.
-            files = [str(path) for path in parquet_files(folder)]
-            rows = datasets.Dataset.from_parquet(files, cache_dir=cache).select_columns(["id", "source", "messages"])
-            rows = rows.train_test_split(test_size=TEST_ROWS, seed=SEED)[split]
-            for i in range(min(len(rows), TRAIN_ROWS) if split == "train" else len(rows)):
-                row = rows[i]
-                turns = [{"role": turn["role"], "content": turn["content"] or ""} for turn in row["messages"]]
-                yield i, {"id": row["id"] or "", "source": row["source"] or "", "messages": turns}
+        self._cache = tempfile.TemporaryDirectory()  # Rows are read at random, which Parquet files are slow at.
+        files = [str(path) for path in parquet_files(Path(dl_manager.manual_dir))]
+        rows = datasets.Dataset.from_parquet(files, cache_dir=self._cache.name).select_columns(list(COLUMNS))
+        split = rows.train_test_split(test_size=TEST_ROWS, seed=SEED)
+        train = split["train"].select(range(min(len(split["train"]), TRAIN_ROWS)))
+        return {"train": self._generate_examples(train), "test": self._generate_examples(split["test"])}
+
+    def _generate_examples(self, rows):
+        """Yields (number, row) of a split in its order."""
+        for i, row in enumerate(rows):
+            turns = [{key: turn[key] or "" for key in ("role", "content")} for turn in row["messages"] or ()]
+            yield i, {"id": row["id"] or "", "source": row["source"] or "", "messages": turns}
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -82,13 +82,13 @@ def build(parquet: str, data_dir: str = "") -> str:
         The folder written.
 
     Raises:
-        UserError: The files are not there, are too few, or have other columns.
+        UserError: The files are not there, are too few or have other columns, or the data set is there already.
     """
     import pyarrow.parquet as pq
 
     for path in parquet_files(Path(parquet)):
         try:
-            lacking = {"id", "source", "messages"} - set(pq.read_schema(path).names)
+            lacking = set(COLUMNS) - set(pq.read_schema(path).names)
         except (OSError, ValueError) as error:
             raise UserError(f"parquet: cannot read {str(path)!r}: {error}; expected a Parquet file") from error
         if lacking:
@@ -97,5 +97,7 @@ def build(parquet: str, data_dir: str = "") -> str:
     if rows <= TEST_ROWS:
         raise UserError(f"parquet: {parquet!r} has {rows} rows; expected more than the {TEST_ROWS} of the test split")
     builder = Tulu3SftMixture(data_dir=data_dir or None, file_format="array_record")
+    if builder.is_prepared():
+        raise UserError(f"data_dir: {str(builder.data_path)!r} is there already; remove it to make it again")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=parquet))
     return str(builder.data_path)

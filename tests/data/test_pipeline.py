@@ -5,7 +5,7 @@ import itertools
 
 import grain
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrt_jax.data.pipeline import Batches, mixture, shuffled
@@ -109,6 +109,7 @@ def test_without_weights_all_rows_of_all_sources_come_once_an_epoch(sizes, seed)
         assert sorted(mixed[i] for i in range(epoch * total, (epoch + 1) * total)) == joined(parts)
 
 
+@settings(max_examples=8)
 @given(weights=st.lists(st.integers(1, 20), min_size=2, max_size=4), seed=seeds)
 def test_weights_are_the_shares_and_each_source_has_whole_epochs(weights, seed):
     parts = [[(part, row) for row in range(7 + part)] for part in range(len(weights))]
