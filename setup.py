@@ -3,7 +3,7 @@
 from setuptools import find_namespace_packages, setup
 
 REQUIREMENTS = [
-    "absl-py>=2.5.0",
+    "absl-py>=2.5.1",
     "chex>=0.1.92",
     "datasets>=5.2.0",
     "flax>=0.12.8",

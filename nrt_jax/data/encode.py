@@ -49,10 +49,6 @@ class Encoder:
         self._template = Template(tokenizer, config)
         self._segments = Segments(tokenizer)
 
-    def ids(self, text: str) -> list[int]:
-        """Ids of one segment of data. Text that spells a special token (`<eos>` in an answer) stays text."""
-        return self._segments.encode([text])[0]
-
     def prompt(self, question: str) -> tuple[int, ...]:
         """Ids of the prompt: BOS once, the template around the question, the opening tag."""
         return self._prompts([Example(question, "")])[0]

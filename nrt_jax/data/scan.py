@@ -1,7 +1,7 @@
 """One pass over a source before a run: which rows are good, what is wrong with the others, and how long they are."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -85,7 +85,8 @@ def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: in
                 has_traces = has_traces or bool(found.example.trace)
                 continue
             if config.bad_rows == "stop":
-                raise UserError(f"data: {source.name!r}, {source.where(i)}: {problem}{_hint(source, [problem.reason])}")
+                columns = _columns(source, [problem.reason])
+                raise UserError(f"data: {source.name!r}, {source.where(i)}: {problem}{columns}")
             count, first = left_out.get(problem.reason, (0, source.where(i)))
             left_out[problem.reason] = (count + 1, first)
     if not good:
@@ -121,20 +122,19 @@ def _nothing_left(source: Source, left_out: Mapping[str, tuple[int, str]], confi
             f"data: {source.name!r} is empty; expected rows with {config.question_column!r} "
             f"and {config.answer_column!r}, or {config.messages_column!r}"
         )
+    columns = _columns(source, left_out)
+    flags = " (name them with --dataset.question-column and --dataset.answer-column, or --dataset.messages-column)"
     return UserError(
         f"data: no example is left of the {len(source)} rows of {source.name!r}: {_listed(left_out)}"
-        f"{_hint(source, left_out)}"
+        f"{columns + flags if columns else ''}"
     )
 
 
-def _hint(source: Source, reasons: Sequence[str]) -> str:
+def _columns(source: Source, reasons: Iterable[str]) -> str:
     """For missing columns: those that the source has."""
-    missing = any(reason.endswith("is missing") for reason in reasons)
-    if not missing:
+    if not any(reason.endswith("is missing") for reason in reasons):
         return ""
-    columns = ", ".join(source.columns()) or "none"
-    return f"; its columns are {columns} (set --dataset.question-column and --dataset.answer-column, or, for chats, " \
-        "--dataset.messages-column)"  # fmt: skip
+    return f"; its columns are {', '.join(source.columns()) or 'none'}"
 
 
 def _listed(left_out: Mapping[str, tuple[int, str]]) -> str:

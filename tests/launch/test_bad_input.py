@@ -113,6 +113,18 @@ def test_row_without_an_answer_is_named(fails, inputs):
     assert f"{str(path)!r}, row 2: answer column 'answer' is missing" in line and "--dataset.answer-column" in line
 
 
+def test_rows_left_out_are_listed_at_the_start_of_the_run(inputs, tmp_path, capsys, monkeypatch):
+    path = write_rows(tmp_path / "rows.jsonl", examples(20))
+    path.write_text(path.read_text() + '{"question": "two"}\nno\n')
+    monkeypatch.setattr(train.loop, "train", lambda *_: sys.exit(0))
+    args = [f"--model={inputs / 'model'}", f"--data={path}", f"--workdir={tmp_path / 'run'}", *SMALL]
+    with pytest.raises(SystemExit):
+        cli.run(train.main, TrainConfig, "python -m launch.train", "Trains.", args=args)
+    assert capsys.readouterr().out.startswith(
+        f"data {path}: 20 of 22 rows; left out: 1 answer is missing (first: row 21), 1 is not JSON (first: row 22)\n"
+    )
+
+
 def test_column_that_no_row_has(fails):
     line = fails("--dataset.question-column=problem")
     assert "no example is left of the 12 rows" in line and "12 question is missing (first: row 1)" in line
