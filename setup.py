@@ -3,7 +3,9 @@
 from setuptools import find_namespace_packages, setup
 
 REQUIREMENTS = [
+    "absl-py>=2.5.1",
     "chex>=0.1.92",
+    "datasets>=5.2.0",
     "flax>=0.12.8",
     "grain>=0.2.18",
     "importlib_resources>=7.1.0",  # used, but not declared, by tensorflow-datasets
@@ -11,6 +13,7 @@ REQUIREMENTS = [
     "numpy>=2.4.6",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "pyarrow>=26.0.1",
     "rich>=15.0.0",
     "safetensors>=0.8.0",
     "tensorboardX>=2.6.5",

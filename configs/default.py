@@ -11,7 +11,7 @@ def get_config() -> TrainConfig:
     """The recipe of the paper (weighted sum by -log p, clipped at the empty trace), scaled down to two cores."""
     return TrainConfig(
         model="tiny",
-        data="clock",
+        data=("clock",),
         steps=100,
         updates_per_step=1,
         text=TextConfig(max_prompt_length=256, max_answer_length=64),

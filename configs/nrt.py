@@ -8,7 +8,10 @@ from nrt_jax.training.optimizer import OptimizerConfig
 
 
 def get_config() -> TrainConfig:
-    """Give it `--model DIR --data FILE.jsonl`. The release does not clip at the empty trace; the paper does.
+    """Give it `--model DIR --data SOURCE`. The release does not clip at the empty trace; the paper does.
+
+    The release's own data: `python -m launch.prepare --parquet DIR` makes it from the published files of
+    tulu-3-sft-mixture; then `--data tfds:tulu3_sft_mixture:train --dataset.held-out tfds:tulu3_sft_mixture:test`.
 
     At these sizes it needs a machine that holds the whole step: only the update is split into micro-batches so far,
     and the run is not sharded over devices yet. On one GPU start with shorter limits and fewer prompts.

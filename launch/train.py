@@ -1,7 +1,7 @@
 """Train a policy: Native Reasoning Training, or supervised fine-tuning.
 
 python -m launch.train                                            the embedded model on its built-in task
-python -m launch.train --model DIR --data FILE.jsonl              your model, your question-answer rows
+python -m launch.train --model DIR --data FILE [FILE ...]         your model, your question-answer rows
 python -m launch.train --config configs/NAME.py --workdir DIR     a recipe; run it again to resume
 """
 
@@ -17,8 +17,9 @@ from nrt_jax.training.config import TrainConfig
 def main(config: TrainConfig) -> None:
     """Loads, trains, and says what came out and where it is."""
     prepared = setup.prepare(config)
-    for reason, count in prepared.left_out.items():
-        print(f"left out {count} {reason}")
+    for scan in prepared.train.scans:
+        if scan.left_out:
+            print(scan)
     if setup.model_path(config.model) == Path(config.model) and config.optimizer == default.get_config().optimizer:
         print(
             f"note: learning rate {config.optimizer.learning_rate:g} is sized for the embedded model; "
@@ -26,7 +27,7 @@ def main(config: TrainConfig) -> None:
         )
     folder = Path(config.workdir or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}")
     print(
-        f"{config.model}: {prepared.model.config.num_parameters:,} parameters; {config.data}: "
+        f"{config.model}: {prepared.model.config.num_parameters:,} parameters; {', '.join(config.data)}: "
         f"{len(prepared.train)} training and {len(prepared.held_out)} held-out questions; run folder {folder}"
     )
     summary = loop.train(config, prepared, folder)

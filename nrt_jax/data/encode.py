@@ -13,30 +13,12 @@ import numpy as np
 from nrt_jax.data.batch import Batch, Prompts, Reference
 from nrt_jax.data.example import Example
 from nrt_jax.data.formats import TraceFormat
+from nrt_jax.data.segments import Segments
+from nrt_jax.data.template import Template, TextConfig
 from nrt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """How questions and answers become tokens.
-
-    Attributes:
-        template: Text of the prompt with `{question}` in it; empty for the tokenizer's chat template or, if it has
-            none (a base model), for PLAIN_TEMPLATE. BOS is put before it if the tokenizer has one.
-        max_prompt_length: Questions longer than this many tokens, template included, are left out and counted.
-        max_answer_length: Likewise for answers, EOS included.
-    """
-
-    template: str = ""
-    max_prompt_length: int = 1024
-    max_answer_length: int = 1024
-
-
-PLAIN_TEMPLATE = "{question}\n"
-_PLACE = "\N{OBJECT REPLACEMENT CHARACTER}question\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,51 +42,45 @@ class Encoder:
     """Turns examples into ids with one tokenizer, template and trace format."""
 
     def __init__(self, tokenizer: "Tokenizer", trace_format: TraceFormat, config: TextConfig):
-        """Raises UserError if the template has no place for the question."""
-        if config.template and "{question}" not in config.template:
-            raise UserError(f"text.template: {config.template!r} has no {{question}}; expected e.g. {PLAIN_TEMPLATE!r}")
+        """Raises UserError if the template cannot be read or rendered, or has no place for the question."""
         self.tokenizer = tokenizer
-        self._special_texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.format = trace_format
         self.config = config
-
-    def ids(self, text: str) -> list[int]:
-        """Ids of one segment of data. Text that spells a special token (`<eos>` in an answer) stays text."""
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        self._template = Template(tokenizer, config)
+        self._segments = Segments(tokenizer)
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Ids of the prompt: BOS once, the template around the question, the opening tag."""
-        if not (self.config.template or self.tokenizer.chat_template):
-            ids = self.ids(PLAIN_TEMPLATE.replace("{question}", question))
-        elif any(text in question for text in self._special_texts):
-            before, after = self._render(_PLACE).split(_PLACE)
-            ids = [*self._template_ids(before), *self.ids(question), *self._template_ids(after)]
-        else:
-            ids = self._template_ids(self._render(question))
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:1] != [bos]:  # Many chat templates write BOS themselves.
-            ids = [bos, *ids]
-        return (*ids, *self.format.opening)
-
-    def _render(self, question: str) -> str:
-        """The template, or else the tokenizer's chat template, with the question in it."""
-        if self.config.template:
-            return self.config.template.replace("{question}", question)
-        messages = [{"role": "user", "content": question}]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-    def _template_ids(self, text: str) -> list[int]:
-        """Ids of a template's text, in which special tokens are meant."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self._prompts([Example(question, "")])[0]
 
     def encode(self, example: Example) -> Encoded:
         """Ids of all segments of one example."""
-        return Encoded(
-            prompt=self.prompt(example.question),
-            answer=(*self.ids(example.answer), self.format.eos),
-            trace=None if example.trace is None else tuple(self.ids(example.trace)),
-            example=example,
+        return self.encode_many([example])[0]
+
+    def encode_many(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Ids of all segments of some examples, which a fast tokenizer takes in parallel.
+
+        Raises:
+            BadRow: The chat template refuses the turns of one of them.
+        """
+        prompts = self._prompts(examples)
+        answers = self._segments.encode([e.answer for e in examples], [self.format.delimiter] * len(examples))
+        traced = [i for i, example in enumerate(examples) if example.trace is not None]
+        traces = self._segments.encode(
+            [examples[i].trace for i in traced], [(prompts[i] or (None,))[-1] for i in traced]
         )
+        trace_of = dict(zip(traced, map(tuple, traces), strict=True))
+        return [
+            Encoded(prompt=prompt, answer=(*answer, self.format.eos), trace=trace_of.get(i), example=example)
+            for i, (prompt, answer, example) in enumerate(zip(prompts, answers, examples, strict=True))
+        ]
+
+    def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
+        bos = self.tokenizer.bos_token_id
+        start = () if bos is None else (bos,)
+        prompts = self._segments.encode_prompts([self._template.render(example) for example in examples])
+        # Many chat templates write BOS themselves.
+        return [(*(() if tuple(ids[:1]) == start else start), *ids, *self.format.opening) for ids in prompts]
 
     def encode_all(
         self, examples: Iterable[Example], *, max_length: int | None = None, name: str = "data"
@@ -123,9 +99,8 @@ class Encoder:
             UserError: None is left.
         """
         kept, left_out = [], {}
-        for example in examples:
-            encoded = self.encode(example)
-            reason = self._over_limit(encoded, max_length)
+        for encoded in self.encode_many(list(examples)):
+            reason = self.over_limit(encoded, max_length)
             if reason:
                 left_out[reason] = left_out.get(reason, 0) + 1
             else:
@@ -135,7 +110,8 @@ class Encoder:
             raise UserError(f"{name}: no example is left ({why}); expected at least one row within the limits")
         return kept, left_out
 
-    def _over_limit(self, encoded: Encoded, max_length: int | None) -> str | None:
+    def over_limit(self, encoded: Encoded, max_length: int | None) -> str | None:
+        """Which limit an example is over, or None; `max_length` as in `encode_all`."""
         if len(encoded.prompt) > self.config.max_prompt_length:
             return "longer than text.max_prompt_length"
         if len(encoded.answer) > self.config.max_answer_length:

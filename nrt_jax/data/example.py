@@ -2,17 +2,33 @@
 
 import dataclasses
 
+from nrt_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One question-answer pair.
 
     Attributes:
-        question: The prompt x, without any chat template.
+        question: The prompt x, without any chat template; of a chat, its last user turn.
         answer: The reference answer y*, without EOS.
         trace: A demonstration z. NRT never reads it; pretraining, SFT and hints do.
+        history: (role, content) of the turns before the question; a part of x.
     """
 
     question: str
     answer: str
     trace: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
+
+
+class BadRow(UserError):
+    """A row that is no example.
+
+    Attributes:
+        reason: By which such rows are counted, such as `answer is missing`.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(detail or reason)
+        self.reason = reason

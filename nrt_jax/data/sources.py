@@ -1,104 +1,102 @@
-"""Where examples come from: built-in tasks and files of question-answer rows."""
+"""Where examples come from: built-in tasks, files of question-answer rows or chats, TFDS."""
 
 import dataclasses
-import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from nrt_jax import tasks
+from nrt_jax.data import files, tfds
 from nrt_jax.data.example import Example
+from nrt_jax.data.rows import DataConfig
 from nrt_jax.errors import UserError
 
-#: A held-out part of a file is this share of its rows, if the user gives no file of their own.
-HELD_OUT_SHARE = 0.1
+
+class Source(Protocol):
+    """Rows in a fixed order, each read when it is asked for.
+
+    Attributes:
+        name: As the user wrote it.
+    """
+
+    name: str
+
+    def __len__(self) -> int:
+        """Number of rows, good and bad."""
+
+    def __getitem__(self, index: int) -> Any:
+        """Row `index`, as `rows.parse` takes it; raises BadRow if it cannot be read."""
+
+    def where(self, index: int) -> str:
+        """How a person finds the row."""
+
+    def columns(self) -> list[str]:
+        """Names of the columns."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where the questions come from.
+class TaskRows:
+    """Examples of a built-in task."""
 
-    Attributes:
-        held_out: JSONL file with the questions for evaluation; empty for the task's own held-out split or, with a
-            file, for the last tenth of its rows (at most `evaluation.questions`).
-        question_column: Name of the question in a row.
-        answer_column: Name of the answer in a row.
-        level: Difficulty of a built-in task; empty for its default.
-        size: Number of training questions that a built-in task generates.
-    """
+    name: str
+    examples: list[Example]
 
-    held_out: str = ""
-    question_column: str = "question"
-    answer_column: str = "answer"
-    level: str = ""
-    size: int = 20000
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def where(self, index: int) -> str:
+        """Rows are counted from 0."""
+        return f"row {index} (from 0)"
+
+    def columns(self) -> list[str]:
+        """Names of the fields."""
+        return ["question", "answer", "trace"]
 
 
-def load(data: str, config: DataConfig, *, num_held_out: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples of a built-in task or a JSONL file.
+def open_task(name: str, config: DataConfig, split: str, size: int, seed: int) -> TaskRows:
+    """The first `size` examples of a split of a built-in task."""
+    level = {"level": config.level} if config.level else {}
+    return TaskRows(name, tasks.get(name).examples(size, seed, split=split, **level))
+
+
+def open_rows(name: str, config: DataConfig) -> Source:
+    """Opens a file, a folder or a TFDS data set.
 
     Args:
-        data: Name of a task, or path of a file.
-        config: Columns, level, sizes.
-        num_held_out: Most held-out examples to return.
-        seed: Of a task's generator.
+        name: Path of a `.jsonl`, `.json` or `.parquet` file; of a folder of Parquet files or one that
+            `datasets.save_to_disk` wrote (`FOLDER:SPLIT` if it has splits); or `tfds:NAME[/CONFIG][:SPLIT]`.
+        config: Columns, and where TFDS keeps its data sets.
 
     Raises:
-        UserError: The name is neither, or a file cannot be used.
+        UserError: There is no such thing, or it cannot be read.
     """
-    if data in tasks.TASKS:
-        if config.held_out:
-            raise UserError(f"dataset.held_out: {config.held_out!r} given with task {data!r}, which has its own split")
-        task, level = tasks.get(data), {"level": config.level} if config.level else {}
-        train = task.examples(config.size, seed, split="train", **level)
-        return train, task.examples(num_held_out, seed, split="heldout", **level)
-    if not Path(data).suffix and not Path(data).exists():
-        known = ", ".join(sorted(tasks.TASKS))
-        raise UserError(f"data: {data!r} is no task ({known}) and no file; expected one of them")
-    rows = read_jsonl(data, config)
-    if config.held_out:
-        return rows, read_jsonl(config.held_out, config)[:num_held_out]
-    count = min(num_held_out, max(1, int(HELD_OUT_SHARE * len(rows))))
-    if len(rows) <= count:
-        raise UserError(f"data: {data!r} has {len(rows)} row; expected at least 2, to hold one out for evaluation")
-    return rows[:-count], rows[-count:]
+    if name.startswith(tfds.PREFIX):
+        return tfds.open_split(name, config.tfds_dir, config.columns)
+    path, split = Path(name), ""
+    if not path.exists() and Path(name.rpartition(":")[0] or name).is_dir():
+        folder, _, split = name.rpartition(":")
+        path = Path(folder)
+    if path.is_dir():
+        return _open_folder(name, path, split, config.columns)
+    if not path.exists():
+        known = f"is no task ({', '.join(sorted(tasks.TASKS))}) and no file; expected one of them"
+        missing = f"cannot read {name!r}: No such file or directory; expected a file or folder of rows"
+        raise UserError(f"data: {missing}" if path.suffix else f"data: {name!r} {known}")
+    if path.suffix == ".parquet":
+        return files.parquet(name, [path], config.columns)
+    return files.json_list(name) if path.suffix == ".json" else files.jsonl(name)
 
 
-def read_jsonl(path: str, config: DataConfig) -> list[Example]:
-    """Reads one example a line.
-
-    Raises:
-        UserError: The file cannot be read, is empty, or has a row without question or answer; names file and row.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
-        raise UserError(f"data: cannot read {path!r}: {reason}; expected a JSONL file") from error
-    examples = [_parse_row(path, number, line, config) for number, line in enumerate(lines, 1) if line.strip()]
-    if not examples:
-        raise UserError(
-            f"data: {path!r} is empty; expected one JSON object a line with {config.question_column!r} "
-            f"and {config.answer_column!r}"
-        )
-    return examples
-
-
-def _parse_row(path: str, number: int, line: str, config: DataConfig) -> Example:
-    where = f"data: {path!r}, row {number}"
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: is not JSON ({error}); expected an object") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: is a {type(row).__name__}; expected an object")
-    values = []
-    for field, column in (("question", config.question_column), ("answer", config.answer_column)):
-        value = row.get(column)
-        if not isinstance(value, str) or not value.strip():
-            found = "is missing" if column not in row else f"is {value!r:.40}"
-            raise UserError(
-                f"{where}: {field} column {column!r} {found}; expected non-empty text "
-                f"(set --dataset.{field}-column if it has another name)"
-            )
-        values.append(value)
-    trace = row.get("trace")
-    return Example(values[0], values[1], trace if isinstance(trace, str) else None)
+def _open_folder(name: str, path: Path, split: str, columns: Sequence[str]) -> Source:
+    parquet = sorted(path.glob("*.parquet"))
+    if parquet and not split:
+        return files.parquet(name, parquet, columns)
+    if any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
+        return files.arrow_folder(name, path, split, columns)
+    raise UserError(
+        f"data: {name!r}: is a folder without rows; expected one of .parquet files, "
+        "or one that datasets.save_to_disk wrote"
+    )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from nrt_jax.data.encode import TextConfig
 from nrt_jax.data.formats import TraceFormatConfig
-from nrt_jax.data.sources import DataConfig
+from nrt_jax.data.rows import DataConfig
 from nrt_jax.errors import UserError, unknown_name
 from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.models import LoRAConfig
@@ -70,7 +70,8 @@ class TrainConfig:
 
     Attributes:
         model: Folder of a Llama or Mistral in Hugging Face format, or the name of a built-in one (`tiny`, `tiny_weak`).
-        data: Name of a built-in task, or a JSONL file of question-answer rows.
+        data: Where questions come from, one or more of: a built-in task; a .jsonl, .json or .parquet file; a folder of
+            .parquet files, or one that `datasets` saved (`FOLDER:SPLIT`); `tfds:NAME[/CONFIG][:SPLIT]`.
         workdir: The run's folder; empty for a new one under runs/. Given the folder of an unfinished run, resumes it.
         objective: `nrt`; `sft`, cross-entropy on the answer after an empty trace; or `sft_with_trace`, on trace and
             answer of data that has traces.
@@ -80,7 +81,7 @@ class TrainConfig:
         seed: Of everything random.
         dtype: Compute dtype of the model; parameters stay float32.
         remat: Recompute each layer in the backward pass, to save memory.
-        dataset: Columns, level and size of the data.
+        dataset: Columns, bad rows, mixture and held-out part of the data.
         text: Template and length limits.
         trace: Trace format.
         rollout: Sampling.
@@ -94,7 +95,7 @@ class TrainConfig:
     """
 
     model: str = "tiny"
-    data: str = "clock"
+    data: tuple[str, ...] = ("clock",)
     workdir: str = ""
     objective: Literal["nrt", "sft", "sft_with_trace"] = "nrt"
     steps: int = 810
@@ -126,6 +127,7 @@ class TrainConfig:
         for name in ("optimizer.b1", "optimizer.b2"):
             _require(0 <= self._field(name) < 1, name, self._field(name), "a number from 0 to below 1")
         _require(self.seed < 2**32, "seed", self.seed, "a number below 2**32")
+        _require(not isinstance(self.data, str), "data", repr(self.data), "a tuple of sources, such as ('clock',)")
         loss, trace = self.loss, self.trace
         _require(
             loss.ratio_low <= loss.ratio_high,
@@ -189,6 +191,7 @@ _NOT_NEGATIVE = (
     "optimizer.warmup_updates",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
+    "dataset.workers",
     "evaluation.every",
     "evaluation.examples",
     "evaluation.temperature",

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 
 from nrt_jax import checkpoints, hf
-from nrt_jax.data import pipeline
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
 from nrt_jax.models import lora
 from nrt_jax.rollout import sample
@@ -28,7 +27,7 @@ from nrt_jax.training.state import TrainState, abstract_state, create_state
 from nrt_jax.training.step import reward_rollout, sampling_config
 
 #: What a resumed run may change: how long it goes on, how often it reports and saves.
-MAY_CHANGE = ("workdir", "checkpoint", "evaluation.every", "evaluation.examples")
+MAY_CHANGE = ("workdir", "checkpoint", "evaluation.every", "evaluation.examples", "dataset.workers")
 SHOWN = ("reward", "reward_gain", "answer_prob", "accuracy", "entropy", "trace_length", "empty_trace_share")
 _EVALUATION_STREAM = 2**31 - 1  # Steps count up from 0; evaluation draws from a key that no step uses.
 
@@ -61,29 +60,29 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
     with (
         Checkpointer(folder / "checkpoints", keep=config.checkpoint.keep) as checkpointer,
         MetricsWriter(folder, total_steps=config.steps, show=SHOWN) as writer,
+        setup.train.batches(config.rollout.prompts, config.seed) as batches,
     ):
         if resumed and checkpointer.latest_step() is not None:
-            state, _ = checkpointer.restore(abstract_state(setup.params, optimizer))
+            state, extra = checkpointer.restore(abstract_state(setup.params, optimizer))
+            batches.set_state(extra["data"])
             log(f"resumed at step {int(state.step)} from {folder / 'checkpoints'}")
         else:
             state = create_state(setup.params, optimizer)
         first = int(state.step)
         writer.truncate_after(first)
-        rows = pipeline.shuffled(setup.train, config.seed)
         for step in range(first, config.steps):
-            state, metrics = _step(config, setup, optimizer, state, rows, step)
+            state, metrics = _step(config, setup, optimizer, state, next(batches), step)
             writer.write(step + 1, metrics)
             if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
                 writer.write(step + 1, summarise(_answer(config, setup, state.params), hard))
             if step + 1 == config.steps or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
                 writer.flush()
-                checkpointer.save(step + 1, state)
+                checkpointer.save(step + 1, state, {"data": batches.get_state()})
     return _finish(config, setup, folder, log, state, before, started)
 
 
-def _step(config, setup: Setup, optimizer, state: TrainState, rows, step: int) -> tuple[TrainState, dict]:
-    """One step of either objective; the batch and all randomness follow from the step's number."""
-    batch_rows = pipeline.rows_of_step(rows, step, config.rollout.prompts)
+def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: int) -> tuple[TrainState, dict]:
+    """One step of either objective; all randomness follows from the step's number."""
     rng = jax.random.fold_in(jax.random.key(config.seed), step)
     if config.objective == "nrt":
         learner_batch, metrics = _rollout(config, setup, state, batch_rows, rng)

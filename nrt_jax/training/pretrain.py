@@ -108,13 +108,12 @@ def _run_phase(config, name, phase, seed, model, params, encoder: Encoder, task,
         raise UserError(f"{name}.steps: {phase.steps} is not positive; expected a number above 0")
     documents = task.documents(phase.steps * config.batch_size, seed, phase.mixture)
     rows, _ = encoder.encode_all(documents)
-    rows = pipeline.shuffled(rows, seed)
+    batches = pipeline.Batches(pipeline.shuffled(rows, seed), config.batch_size)
     adamw = OptimizerConfig(learning_rate=phase.learning_rate, warmup_updates=50, schedule="cosine")
     optimizer = make_optimizer(adamw, phase.steps)
     state = create_state(params, optimizer)
     for step in range(phase.steps):
-        batch_rows = pipeline.rows_of_step(rows, step, config.batch_size)
-        batch = from_demonstrations(encoder, batch_rows, with_trace=True)
+        batch = from_demonstrations(encoder, next(batches), with_trace=True)
         state, metrics = update(state, batch, model=model, optimizer=optimizer, config=NRTLossConfig())
         if (step + 1) % 100 == 0 or step + 1 == phase.steps:
             log(f"{name} {step + 1}/{phase.steps}  loss {float(metrics['loss']):.4f}")

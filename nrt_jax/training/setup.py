@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import jax
 
 from nrt_jax import hf
-from nrt_jax.data import formats, sources
+from nrt_jax.data import formats
 from nrt_jax.data.encode import Encoded, Encoder
 from nrt_jax.data.formats import TraceFormat
+from nrt_jax.data.load import Data, load, open_sources
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import Limits
 from nrt_jax.models import Frozen, Model, Params, lora
@@ -33,9 +34,8 @@ class Setup:
         tokenizer: With the trace format's tokens in it.
         trace_format: In token ids.
         encoder: Text to ids.
-        train: Training rows.
+        train: Training rows, and what was left out of them.
         held_out: Evaluation rows.
-        left_out: How many rows were left out, by reason.
         limits: Most tokens of a trace and an answer in evaluation.
         model_folder: Where the model came from.
         max_length: Most tokens of a whole sample.
@@ -48,9 +48,8 @@ class Setup:
     tokenizer: "Tokenizer"
     trace_format: TraceFormat
     encoder: Encoder
-    train: list[Encoded]
+    train: Data
     held_out: list[Encoded]
-    left_out: dict[str, int]
     limits: Limits
     model_folder: Path
     max_length: int
@@ -72,13 +71,8 @@ def prepare(config: TrainConfig) -> Setup:
         UserError: A value, file, row, tensor or token is wrong; the message names it.
     """
     config.validate()
-    held_out, seed = config.evaluation.questions, config.seed
-    train, held_out = sources.load(config.data, config.dataset, num_held_out=held_out, seed=seed)
-    if config.objective == "sft_with_trace" and not any(example.trace for example in train):
-        raise UserError(
-            f"objective: 'sft_with_trace' learns from traces and {config.data!r} has none; "
-            "expected rows with a column 'trace', or --objective sft"
-        )
+    questions = config.evaluation.questions
+    opened = open_sources(config.data, config.dataset, num_held_out=questions, seed=config.seed)
     folder = hf.local_folder(model_path(config.model))
     param_dtype = config.dtype if config.lora.rank else "float32"  # only what is trained needs float32
     model, params, tokenizer = hf.load(folder, dtype=config.dtype, param_dtype=param_dtype)
@@ -92,10 +86,16 @@ def prepare(config: TrainConfig) -> Setup:
         base = str(folder.absolute()) if model_path(config.model).is_dir() else config.model
         adapter = hf.Adapter(config.lora, base, tuple(added))
     encoder = Encoder(tokenizer, trace_format, config.text)
+    if config.text.chat_template:  # The export's users need what the policy was trained with.
+        tokenizer.chat_template = Path(config.text.chat_template).read_text(encoding="utf-8")
     longest = model.config.max_position_embeddings
     max_length = min(config.rollout.max_length or longest, longest)
-    train, left_out = encoder.encode_all(train, max_length=max_length)
-    held_out, held_out_left_out = encoder.encode_all(held_out, max_length=max_length, name="held-out data")
+    data = load(opened, encoder, config.dataset, num_held_out=questions, max_length=max_length)
+    if config.objective == "sft_with_trace" and not data.has_traces:
+        raise UserError(
+            f"objective: 'sft_with_trace' learns from traces and {', '.join(config.data)} has none; expected rows "
+            f"with a column {config.dataset.trace_column!r} (--dataset.trace-column), or --objective sft"
+        )
     return Setup(
         model=model,
         params=params,
@@ -104,13 +104,11 @@ def prepare(config: TrainConfig) -> Setup:
         tokenizer=tokenizer,
         trace_format=trace_format,
         encoder=encoder,
-        train=train,
-        held_out=held_out,
-        left_out={f"training rows {why}": count for why, count in left_out.items()}
-        | {f"held-out rows {why}": count for why, count in held_out_left_out.items()},
+        train=data,
+        held_out=data.held_out,
         limits=Limits(
             trace=config.rollout.max_trace_length,
-            answer=max(len(row.answer) for row in train + held_out),
+            answer=data.longest_answer,
             chunk_size=config.rollout.chunk_size,
         ),
         model_folder=folder,

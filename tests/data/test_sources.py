@@ -1,114 +1,158 @@
-"""Files of question-answer rows: what is read, what is refused and in which words, and what is held out."""
+"""Files and folders of rows: every format gives the same rows, and what cannot be read is refused in one line."""
 
-import json
+import dataclasses
+import pickle
+import tempfile
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nrt_jax import tasks
 from nrt_jax.data import Example
-from nrt_jax.data.sources import DataConfig, load, read_jsonl
+from nrt_jax.data.example import BadRow
+from nrt_jax.data.rows import DataConfig, parse
+from nrt_jax.data.sources import open_rows
 from nrt_jax.errors import UserError
-from tests.fixtures_run import examples, write_rows
+from tests.data.common import KINDS, write
+from tests.fixtures_run import examples
 
-EMPTY_OR_BINARY = [(b"", "is empty"), (b"\n \n", "is empty"), (b'\xff"', "is not UTF-8")]
-GOOD = '{"question": "one", "answer": "1"}'
-
-
-def read(path, content, **config):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_jsonl(str(path), DataConfig(**config))
+CONFIG = DataConfig()
+texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
+chats = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
+ROWS = [dataclasses.asdict(e) | {"history": None} for e in examples(7)]
 
 
-def test_rows_are_read_in_order_with_their_text_as_it_stands(tmp_path):
-    rows = [Example(" one\n", "1 "), Example("zwei\u2028é", "二", "because"), Example("q", "a", None)]
-    lines = [json.dumps(vars(row) | {"id": 7}, ensure_ascii=False) for row in rows]
-    assert read(tmp_path / "a.jsonl", "\n".join(lines)) == rows
-    assert read(tmp_path / "b.jsonl", "\r\n\r\n".join(lines) + "\r\n\n  \n") == rows
+def read(name: str, config: DataConfig = CONFIG) -> list[Example]:
+    source = open_rows(name, config)
+    return [parse(source[i], config) for i in range(len(source))]
 
 
-def test_columns_may_have_other_names(tmp_path):
-    line = '{"problem": "one", "solution": "1", "answer": 3}'
-    columns = {"question_column": "problem", "answer_column": "solution"}
-    assert read(tmp_path / "a.jsonl", line, **columns) == [Example("one", "1")]
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=5)
+@given(rows=st.lists(st.tuples(texts, texts), min_size=1, max_size=7))
+def test_every_format_gives_the_texts_that_were_written_in_order(kind, rows):
+    with tempfile.TemporaryDirectory() as folder:
+        name = write(kind, Path(folder), [{"question": q, "id": 3, "answer": a} for q, a in rows])
+        assert read(name) == [Example(q, a) for q, a in rows]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=5)
+@given(rows=st.lists(chats, min_size=1, max_size=4))
+def test_every_format_gives_the_turns_of_chats(kind, rows):
+    turns = [
+        [t for q, a in pairs for t in ({"role": "user", "content": q}, {"role": "assistant", "content": a})]
+        for pairs in rows
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        found = read(write(kind, Path(folder), [{"messages": chat} for chat in turns]))
+    for example, chat in zip(found, turns, strict=True):
+        *history, question, answer = [(turn["role"], turn["content"]) for turn in chat]
+        assert example == Example(question[1], answer[1], None, tuple(history))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_the_same_in_any_order_and_in_another_process(kind, tmp_path):
+    source = open_rows(write(kind, tmp_path, ROWS), CONFIG)
+    in_order = [source[i] for i in range(len(source))]
+    copy = pickle.loads(pickle.dumps(source))  # with the files of `source` open
+    order = np.random.default_rng(0).integers(0, len(source), 50)
+    assert [copy[i] for i in order] == [source[i] for i in order] == [in_order[i] for i in order]
+    assert len(pickle.dumps(source)) < 4000  # what is sent is the place, not the rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_columns_are_listed_though_only_some_are_read(kind, tmp_path):
+    source = open_rows(write(kind, tmp_path, [row | {"big": "x"} for row in ROWS]), CONFIG)
+    assert {"question", "answer", "trace", "big"} <= set(source.columns())
+    if kind.startswith(("parquet", "arrow")):
+        assert set(source[0]) == {"question", "answer", "trace"}
+
+
+def test_a_row_of_a_jsonl_file_is_called_by_its_line_and_others_by_their_index(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\r\n  \n{"a": 2}')
+    source = open_rows(str(tmp_path / "a.jsonl"), CONFIG)
+    assert [source.where(i) for i in range(len(source))] == ["row 1", "row 4"]
+    assert open_rows(write("json", tmp_path, ROWS), CONFIG).where(2) == "row 2 (from 0)"
+
+
+def test_one_bad_line_leaves_the_others_readable(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": "\xff"}\n{"a"\n' + b"[" * 100000 + b"\n[2]\n")
+    source, found = open_rows(str(tmp_path / "a.jsonl"), CONFIG), []
+    for i in range(len(source)):
+        try:
+            found.append(source[i])
+        except BadRow as problem:
+            found.append(problem.reason)
+    assert found == [{"a": 1}, "is not UTF-8", "is not JSON", "is not JSON", [2]]
+
+
+def test_text_that_is_not_utf8_in_a_column_spoils_its_row_only(tmp_path):
+    array = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff\xfe"]).buffers())
+    pq.write_table(pa.table({"question": array, "answer": ["1", "2"]}), tmp_path / "a.parquet")
+    source = open_rows(str(tmp_path / "a.parquet"), CONFIG)
+    assert source[0] == {"question": "ok", "answer": "1"}
+    with pytest.raises(BadRow, match="is not UTF-8 text"):
+        source[1]
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"),
+    ("text", "problem"),
     [
-        ('{"question": "two"}', "answer column 'answer' is missing"),
-        ('{"answer": "2"}', "question column 'question' is missing"),
-        ('{"question": "two", "answer": ""}', "answer column 'answer' is ''"),
-        ('{"question": "two", "answer": " \\n"}', r"answer column 'answer' is ' \\n'"),
-        ('{"question": "two", "answer": 2}', "answer column 'answer' is 2"),
-        ('{"question": "two", "answer": null}', "answer column 'answer' is None"),
-        ('{"question": ["two"], "answer": "2"}', "question column 'question' is .'two'."),
-        ('["two", "2"]', "is a list; expected an object"),
-        ('{"question": "two", "answer": "2"', "is not JSON"),
-        ("two,2", "is not JSON"),
+        ('{"a": 1}', "it holds no list; expected a list of objects, or an object with one list"),
+        ('{"a": [], "b": [1]}', r"2 of its values are lists \(a, b\)"),
+        ('"text"', "is a str"),
+        ('[{"a": 1}, ', "is not JSON"),
+        ('[{"a": 1} {"a": 2}]', "is not JSON"),
+        ('{"a": [{"b": 1}]', "is not JSON"),
+        ('{"a": 1}\n{"a": 2}', "is not JSON .Extra data.*is a .jsonl file"),
+        ("[1]\n[2]", "is not JSON .Extra data.*is a .jsonl file"),
+        ("[" * 100000, "is not JSON"),
     ],
 )
-def test_bad_row_is_named_with_its_file_number_and_problem(tmp_path, line, problem):
-    path = tmp_path / "rows.jsonl"
-    with pytest.raises(UserError) as error:
-        read(path, f"{GOOD}\n\n{line}\n{GOOD}\n")
-    message = str(error.value)
-    assert message.startswith(f"data: {str(path)!r}, row 3: ")  # as an editor counts
-    assert "\n" not in message and "expected" in message
-    with pytest.raises(UserError, match=problem):
-        read(path, line)
+def test_json_file_that_is_no_list_of_rows_is_refused(tmp_path, text, problem):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=f"data: .*a.json'.*{problem}") as error:
+        open_rows(str(tmp_path / "a.json"), CONFIG)
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "problem"), EMPTY_OR_BINARY)
-def test_empty_and_undecodable_files_are_refused(tmp_path, content, problem):
-    with pytest.raises(UserError, match=f"data: .*rows.jsonl'.*{problem}.*expected"):
-        read(tmp_path / "rows.jsonl", content)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".txt"])
+def test_missing_file_is_named(tmp_path, suffix):
+    with pytest.raises(UserError, match=rf"cannot read .*no\{suffix}': No such file or directory; expected a file"):
+        open_rows(str(tmp_path / f"no{suffix}"), CONFIG)
 
 
-def test_missing_file_and_folder_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*no\.jsonl': No such file or directory"):
-        read_jsonl(str(tmp_path / "no.jsonl"), DataConfig())
-    with pytest.raises(UserError, match=r"cannot read .*Is a directory"):
-        read_jsonl(str(tmp_path), DataConfig())
+def test_what_is_no_parquet_file_is_named(tmp_path):
+    (tmp_path / "a.parquet").write_text("question,answer")
+    with pytest.raises(UserError, match=r"cannot read .*a\.parquet': .*; expected a Parquet file"):
+        open_rows(str(tmp_path / "a.parquet"), CONFIG)
+
+
+def test_splits_of_an_arrow_folder_are_listed(tmp_path):
+    write("arrow split", tmp_path, ROWS)
+    write("arrow", tmp_path, ROWS)
+    folder = str(tmp_path / "splits")
+    for name, problem in ((folder, "needs a split"), (f"{folder}:dev", "no such split")):
+        with pytest.raises(UserError, match=f"{problem}; expected {folder}:test or {folder}:train"):
+            open_rows(name, CONFIG)
+    with pytest.raises(UserError, match="no such split, since it has none"):
+        open_rows(str(tmp_path / "arrow:train"), CONFIG)
+    with pytest.raises(UserError, match="is a folder without rows"):
+        open_rows(str(tmp_path), CONFIG)
 
 
 def test_name_that_is_neither_task_nor_file_lists_the_tasks():
     with pytest.raises(UserError, match=r"data: 'clok' is no task \(.*clock.*\) and no file"):
-        load("clok", DataConfig(), num_held_out=1, seed=0)
+        open_rows("clok", CONFIG)
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "most", "held_out"), [(2, 5, 1), (12, 5, 1), (40, 5, 4), (40, 3, 3), (100, 512, 10)]
-)
-def test_file_is_divided_into_disjoint_training_and_held_out_rows(tmp_path, num_rows, most, held_out):
-    rows = examples(num_rows)
-    train, test = load(str(write_rows(tmp_path / "rows.jsonl", rows)), DataConfig(), num_held_out=most, seed=0)
-    assert train + test == rows
-    assert len(test) == held_out and not set(train) & set(test)
-
-
-def test_own_held_out_file_leaves_all_rows_for_training(tmp_path):
-    rows, others = examples(5), examples(4, start=50)
-    config = DataConfig(held_out=str(write_rows(tmp_path / "test.jsonl", others)))
-    path = write_rows(tmp_path / "train.jsonl", rows)
-    assert load(str(path), config, num_held_out=3, seed=0) == (rows, others[:3])
-
-
-def test_one_row_cannot_be_divided(tmp_path):
-    path = write_rows(tmp_path / "rows.jsonl", examples(1))
-    with pytest.raises(UserError, match="has 1 row; expected at least 2"):
-        load(str(path), DataConfig(), num_held_out=4, seed=0)
-
-
-@pytest.mark.parametrize("name", sorted(tasks.TASKS))
-def test_built_in_task_is_a_function_of_its_seed_with_disjoint_splits(name):
-    config = DataConfig(size=200)
-    train, test = load(name, config, num_held_out=50, seed=1)
-    assert (len(train), len(test)) == (200, 50)
-    assert not {e.question for e in train} & {e.question for e in test}
-    assert load(name, config, num_held_out=50, seed=1) == (train, test)
-    assert load(name, config, num_held_out=50, seed=2)[0] != train
-
-
-def test_task_takes_no_held_out_file():
-    with pytest.raises(UserError, match=r"dataset\.held_out: 'x.jsonl' given with task 'clock'"):
-        load("clock", DataConfig(held_out="x.jsonl"), num_held_out=1, seed=0)
+def test_tfds_that_is_not_there_is_refused_in_one_line(tmp_path):
+    for name in ("tfds:no_such_set", "tfds:mnist:train", "tfds:"):
+        with pytest.raises(UserError, match=f"data: cannot read '{name}': .*array_record") as error:
+            open_rows(name, DataConfig(tfds_dir=str(tmp_path)))
+        assert "\n" not in str(error.value) and len(str(error.value)) < 500

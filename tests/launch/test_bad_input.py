@@ -109,18 +109,38 @@ def test_missing_held_out_file(fails):
 def test_row_without_an_answer_is_named(fails, inputs):
     path = inputs / "no_answer.jsonl"
     path.write_text('{"question": "one", "answer": "1"}\n{"question": "two"}\n')
-    line = fails(f"--data={path}")
+    line = fails(f"--data={path}", "--dataset.bad-rows=stop")
     assert f"{str(path)!r}, row 2: answer column 'answer' is missing" in line and "--dataset.answer-column" in line
+
+
+def test_rows_left_out_are_listed_at_the_start_of_the_run(inputs, tmp_path, capsys, monkeypatch):
+    path = write_rows(tmp_path / "rows.jsonl", examples(20))
+    path.write_text(path.read_text() + '{"question": "two"}\nno\n')
+    monkeypatch.setattr(train.loop, "train", lambda *_: sys.exit(0))
+    args = [f"--model={inputs / 'model'}", f"--data={path}", f"--workdir={tmp_path / 'run'}", *SMALL]
+    with pytest.raises(SystemExit):
+        cli.run(train.main, TrainConfig, "python -m launch.train", "Trains.", args=args)
+    assert capsys.readouterr().out.startswith(
+        f"data {path}: 20 of 22 rows; left out: 1 answer is missing (first: row 21), 1 is not JSON (first: row 22)\n"
+    )
+
+
+def test_column_that_no_row_has(fails):
+    line = fails("--dataset.question-column=problem")
+    assert "no example is left of the 12 rows" in line and "12 question is missing (first: row 1)" in line
+    assert "its columns are question, answer, trace" in line and "--dataset.question-column" in line
 
 
 def test_empty_data_file(fails, inputs):
     (inputs / "empty.jsonl").write_text("")
-    assert "empty.jsonl' is empty; expected one JSON object a line" in fails(f"--data={inputs / 'empty.jsonl'}")
+    assert "empty.jsonl' is empty; expected rows with 'question' and 'answer'" in fails(
+        f"--data={inputs / 'empty.jsonl'}"
+    )
 
 
 def test_limits_that_leave_no_example(fails):
     line = fails("--text.max-prompt-length=2")
-    assert "data: no example is left" in line and "longer than text.max_prompt_length" in line
+    assert "data: no example is left of the 12 rows" in line and "longer than text.max_prompt_length" in line
 
 
 def test_data_without_traces_cannot_be_fine_tuned_with_traces(fails, inputs):
@@ -128,6 +148,16 @@ def test_data_without_traces_cannot_be_fine_tuned_with_traces(fails, inputs):
     (inputs / "no_traces.jsonl").write_text("\n".join(rows))
     line = fails(f"--data={inputs / 'no_traces.jsonl'}", "--objective=sft_with_trace")
     assert "objective: 'sft_with_trace'" in line and "trace" in line
+
+
+def test_template_together_with_a_chat_template_file(fails):
+    line = fails("--text.template={question}", "--text.chat-template=chat.jinja")
+    assert "text.chat_template: 'chat.jinja' and text.template are both given; expected one of them" in line
+
+
+def test_weights_that_do_not_fit_the_sources(fails):
+    line = fails("--dataset.weights", "1", "2")
+    assert "dataset.weights: 1.0, 2.0 for 1 sources; expected one number above 0 for each" in line
 
 
 def test_template_without_a_place_for_the_question(fails):
@@ -171,7 +201,7 @@ def test_workdir_that_is_a_file(fails):
 
 
 def test_resumed_run_names_the_field_that_differs(fails, inputs):
-    good = TrainConfig(model=str(inputs / "model"), data=str(inputs / "rows.jsonl"), workdir=str(fails.workdir))
+    good = TrainConfig(model=str(inputs / "model"), data=(str(inputs / "rows.jsonl"),), workdir=str(fails.workdir))
     fails.workdir.mkdir()
     (fails.workdir / "config.json").write_text(json.dumps(to_dict(good)))
     assert "(rollout.prompts is 256 there, 4 here)" in fails()

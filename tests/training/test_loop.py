@@ -6,11 +6,14 @@ import json
 import chex
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nrt_jax import hf
 from nrt_jax.data.formats import TraceFormatConfig
-from nrt_jax.data.sources import DataConfig
+from nrt_jax.data.rows import DataConfig
+from nrt_jax.errors import UserError
 from nrt_jax.evaluation import EvaluationConfig, summarise
 from nrt_jax.training import loop
 from nrt_jax.training.checkpoint import Checkpointer
@@ -28,7 +31,7 @@ def config(tmp_path_factory) -> TrainConfig:
     held_out = write_rows(folder / "test.jsonl", examples(5, start=50))
     return TrainConfig(
         model=str(write_model(folder / "model")),
-        data=str(write_rows(folder / "train.jsonl", examples(12))),
+        data=(str(write_rows(folder / "train.jsonl", examples(12))),),
         steps=3,
         updates_per_step=1,
         dataset=DataConfig(held_out=str(held_out)),
@@ -173,6 +176,41 @@ def test_run_that_dies_after_its_last_checkpoint_repeats_the_lost_steps(uninterr
     assert_same_run(sparse, tmp_path, folder)
 
 
+@pytest.fixture(scope="module")
+def mixed(config, tmp_path_factory):
+    """A run of four steps on a mixture of a JSONL and a Parquet file with bad rows in them."""
+    folder = tmp_path_factory.mktemp("mixed")
+    lines = write_rows(folder / "rows.jsonl", examples(12)).read_text() + "not JSON\n"
+    (folder / "rows.jsonl").write_text(lines)
+    chats = [
+        [{"role": "user", "content": e.question}, {"role": "assistant", "content": e.answer}]
+        for e in examples(7, start=20)
+    ]
+    table = pa.table({"messages": [chats[0][:1], *chats]})  # nobody answers the first
+    pq.write_table(table, folder / "chats.parquet", row_group_size=3)
+    dataset = dataclasses.replace(config.dataset, weights=(2.0, 1.0))
+    data = (str(folder / "rows.jsonl"), str(folder / "chats.parquet"))
+    mixed = dataclasses.replace(config, data=data, dataset=dataset, steps=4)
+    run(mixed, folder / "run")
+    return mixed, folder / "run"
+
+
+def test_run_on_a_mixture_of_files_goes_on_exactly_and_with_any_number_of_workers(mixed, tmp_path):
+    config, folder = mixed
+    run(dataclasses.replace(config, steps=2), tmp_path)
+    run(dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, workers=2)), tmp_path)
+    assert_same_run(config, tmp_path, folder)
+
+
+def test_run_whose_data_have_changed_does_not_go_on(mixed, tmp_path):
+    config, _ = mixed
+    short = dataclasses.replace(config, data=(str(write_rows(tmp_path / "rows.jsonl", examples(12))), config.data[1]))
+    run(dataclasses.replace(short, steps=1), tmp_path / "run")
+    write_rows(tmp_path / "rows.jsonl", examples(13))
+    with pytest.raises(UserError, match=r"rows are \[13, 7\], but were \[12, 7\] when the checkpoint was written"):
+        run(short, tmp_path / "run")
+
+
 def test_finished_run_called_again_changes_nothing(config, finished):
     folder, summary, _ = finished
     before = records(folder)
@@ -209,4 +247,4 @@ def test_think_tags_run_and_the_export_knows_them(config, tmp_path):
     setup = prepare(tags)
     opening, delimiter = (hf.token_id(hf.load_tokenizer(tmp_path / "hf"), t) for t in ("<think>", "</think>"))
     assert (setup.trace_format.opening, setup.trace_format.delimiter) == ((opening,), delimiter)
-    assert all(row.prompt[-1] == opening for row in setup.train + setup.held_out)
+    assert all(row.prompt[-1] == opening for row in [*setup.train, *setup.held_out])

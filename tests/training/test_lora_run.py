@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora")
     config = TrainConfig(
         model=str(write_model(folder / "base")),
-        data=str(write_rows(folder / "train.jsonl", examples(12))),
+        data=(str(write_rows(folder / "train.jsonl", examples(12))),),
         steps=2,
         updates_per_step=1,
         trace=TraceFormatConfig(closing=DELIMITER, add_tokens="any"),

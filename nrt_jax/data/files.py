@@ -1,0 +1,227 @@
+"""Files of rows, read one row at a time: JSONL, JSON, Parquet and Arrow folders.
+
+Each source is a sequence of rows (`__len__`, `__getitem__`) with a `name`, `where(i)`, how a person finds row i, and
+`columns()`, those that its rows have. Open files stay behind when a source is sent to a worker process, which opens its
+own.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import mmap
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nrt_jax.data.example import BadRow
+from nrt_jax.errors import UserError
+
+#: Row groups of a Parquet file that stay decoded: a shuffle seldom comes back to one soon.
+_KEPT_GROUPS = 4
+
+
+class JsonRows:
+    """Objects in a text file, one a line, each found by the span of its bytes; the file is mapped, not read."""
+
+    def __init__(self, path: str, starts: array, ends: array, lines: array):
+        """Spans of the rows in bytes, and their lines counted from 1."""
+        self.name = path
+        self._starts, self._ends, self._lines = starts, ends, lines
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Any:
+        span = self._bytes[self._starts[index] : self._ends[index]]
+        try:
+            return json.loads(span.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise BadRow("is not UTF-8", f"is not UTF-8 text ({error.reason}); expected a JSON object") from error
+        except (ValueError, RecursionError) as error:
+            raise BadRow("is not JSON", f"is not JSON ({error}); expected an object") from error
+
+    def where(self, index: int) -> str:
+        """A row is called by its line, as an editor counts."""
+        return f"row {self._lines[index]}"
+
+    def columns(self) -> list[str]:
+        """The names in the first row that is an object."""
+        for i in range(len(self)):
+            try:
+                row = self[i]
+            except BadRow:
+                continue
+            if isinstance(row, dict):
+                return list(row)
+        return []
+
+    @functools.cached_property
+    def _bytes(self) -> mmap.mmap:
+        with Path(self.name).open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "_bytes"}
+
+
+def jsonl(path: str) -> JsonRows:
+    """One object a line; blank lines are no rows."""
+    starts, ends, lines, offset = array("q"), array("q"), array("q"), 0
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    starts.append(offset)
+                    ends.append(offset + len(line))
+                    lines.append(number)
+                offset += len(line)
+    except OSError as error:
+        raise unreadable(path, error, "a JSONL file") from error
+    return JsonRows(path, starts, ends, lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class ListRows:
+    """Objects of a JSON file, which cannot be read in parts: large data wants JSONL or Parquet."""
+
+    name: str
+    rows: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+    def where(self, index: int) -> str:
+        """Rows are counted from 0."""
+        return f"row {index} (from 0)"
+
+    def columns(self) -> list[str]:
+        """The names in the first row that is an object."""
+        return next((list(row) for row in self.rows if isinstance(row, dict)), [])
+
+
+def json_list(path: str) -> ListRows:
+    """A list of objects, or an object one of whose values is that list."""
+    try:
+        text = Path(path).read_bytes()
+        content = json.loads(text.decode("utf-8-sig")) if text.strip() else []
+    except OSError as error:
+        raise unreadable(path, error, "a JSON file") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"data: {path!r} is not JSON ({error}); expected a list of objects; one object a line is a .jsonl file"
+        ) from error
+    if isinstance(content, dict):
+        lists = {key: value for key, value in content.items() if isinstance(value, list)}
+        if len(lists) != 1:
+            found = f"{len(lists)} of its values are lists ({', '.join(lists)})" if lists else "it holds no list"
+            raise UserError(f"data: {path!r}: {found}; expected a list of objects, or an object with one list")
+        (content,) = lists.values()
+    if not isinstance(content, list):
+        raise UserError(f"data: {path!r}: is a {type(content).__name__}; expected a list of objects")
+    return ListRows(path, content)
+
+
+class ArrowRows:
+    """Rows of Arrow tables that are loaded part by part: row groups of Parquet files, or one memory-mapped table."""
+
+    def __init__(self, name: str, parts: Sequence[tuple[Callable, tuple]], sizes: Sequence[int], columns: list[str]):
+        """Parts as (function, arguments) that give a table, their numbers of rows, and all columns' names."""
+        self.name = name
+        self._parts, self._columns = parts, columns
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._tables = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = self._table(part).slice(int(index - self._starts[part]), 1)
+        try:
+            return next(iter(row.to_pylist()), {})  # A table of no columns has no rows either.
+        except UnicodeDecodeError as error:
+            raise BadRow("is not UTF-8", f"is not UTF-8 text ({error.reason}); expected valid text") from error
+
+    def where(self, index: int) -> str:
+        """Rows are counted from 0, over all files of a folder in the order of their names."""
+        return f"row {index} (from 0)"
+
+    def columns(self) -> list[str]:
+        """Names of the table's columns."""
+        return self._columns
+
+    def _table(self, part: int):
+        if part not in self._tables:
+            load, arguments = self._parts[part]
+            self._tables[part] = load(*arguments)
+            if len(self._tables) > _KEPT_GROUPS:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(part)
+        return self._tables[part]
+
+    def __getstate__(self):
+        return vars(self) | {"_tables": collections.OrderedDict()}
+
+
+def parquet(name: str, paths: Sequence[Path], wanted: Sequence[str]) -> ArrowRows:
+    """Rows of one or more Parquet files, of which only the columns `wanted` are read."""
+    import pyarrow.parquet as pq
+
+    parts, sizes, columns = [], [], {}
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            raise unreadable(str(path), error, "a Parquet file") from error
+        columns |= dict.fromkeys(names)
+        read = tuple(column for column in wanted if column in names)
+        parts += [(_row_group, (str(path), i, read)) for i in range(len(groups))]
+        sizes += groups
+    return ArrowRows(name, parts, sizes, list(columns))
+
+
+def _row_group(path: str, index: int, columns: tuple[str, ...]):
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(index, columns=list(columns))
+
+
+def arrow_folder(name: str, path: Path, split: str, wanted: Sequence[str]) -> ArrowRows:
+    """Rows that `datasets.Dataset.save_to_disk` wrote; of a DatasetDict, those of one split."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # for a damaged folder it may be of many kinds
+        raise unreadable(name, error, "a folder written by datasets.save_to_disk") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            choices = " or ".join(f"{path!s}:{known}" for known in loaded)
+            raise UserError(f"data: {name!r}: {'no such split' if split else 'needs a split'}; expected {choices}")
+        path, loaded = path / split, loaded[split]
+    elif split:
+        raise UserError(f"data: {name!r}: no such split, since it has none; expected {str(path)!r}")
+    read = tuple(column for column in wanted if column in loaded.column_names)
+    return ArrowRows(name, [(_saved_table, (str(path), read))], [len(loaded)], loaded.column_names)
+
+
+def _saved_table(path: str, columns: tuple[str, ...]):
+    import datasets
+
+    return datasets.load_from_disk(path).data.select(list(columns))  # Mapped into memory, not read.
+
+
+def unreadable(path: str, error: Exception, expected: str) -> UserError:
+    """The error for a file that cannot be read."""
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"data: cannot read {path!r}: {reason}; expected {expected}")

@@ -1,0 +1,157 @@
+"""A run's data: its sources opened, checked and divided into training and held-out questions."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from nrt_jax import tasks
+from nrt_jax.data import pipeline
+from nrt_jax.data.encode import Encoded, Encoder
+from nrt_jax.data.rows import DataConfig
+from nrt_jax.data.scan import Rows, Scan, scan
+from nrt_jax.data.sources import Source, open_rows, open_task
+from nrt_jax.errors import UserError
+
+#: A held-out part of a file is this share of its rows, if the user gives no file of their own.
+HELD_OUT_SHARE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """Sources that exist and can be read; nothing of their rows is checked yet.
+
+    Attributes:
+        train: Sources of training rows.
+        own: For each of them, its own held-out split, or None.
+        held_out: `dataset.held_out`, or None.
+    """
+
+    train: tuple[Source, ...]
+    own: tuple[Source | None, ...]
+    held_out: Source | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Data(Sequence[Encoded]):
+    """Training rows, which are read and tokenized when they are asked for, and what belongs to them.
+
+    Attributes:
+        parts: Good rows of each source.
+        encoder: Text to ids.
+        config: Weights, workers.
+        held_out: Evaluation rows.
+        scans: What the pass over each source found.
+        longest_answer: Tokens of the longest y* of all rows, held-out ones included.
+        has_traces: Whether training rows have demonstrations.
+    """
+
+    parts: tuple[Rows, ...]
+    encoder: Encoder
+    config: DataConfig
+    held_out: list[Encoded]
+    scans: tuple[Scan, ...]
+    longest_answer: int
+    has_traces: bool
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        for part in self.parts:
+            if index < len(part):
+                return self.encoder.encode(part[index])
+            index -= len(part)
+        raise IndexError(index)
+
+    def batches(self, batch_size: int, seed: int, **shard: int) -> pipeline.Batches[list[Encoded]]:
+        """Batches of training rows; `shard` as in `pipeline.Batches`."""
+        return pipeline.Batches(
+            pipeline.mixture(self.parts, self.config.weights, seed),
+            batch_size,
+            transform=self.encoder.encode_many,
+            workers=self.config.workers,
+            identity=[len(part) for part in self.parts],
+            **shard,
+        )
+
+
+def open_sources(names: Sequence[str], config: DataConfig, *, num_held_out: int, seed: int) -> Opened:
+    """Finds the sources of a run.
+
+    Args:
+        names: Tasks, files, folders or TFDS data sets (`sources.open_rows`).
+        config: The rest of what says where the questions come from.
+        num_held_out: Most held-out questions.
+        seed: Of a task's generator.
+
+    Raises:
+        UserError: A name is none of these, or the config does not fit the names.
+    """
+    if not names:
+        raise UserError("data: is empty; expected the name of a task, or a file")
+    if config.weights and (len(config.weights) != len(names) or min(config.weights) <= 0):
+        raise UserError(
+            f"dataset.weights: {', '.join(map(str, config.weights))} for {len(names)} sources; "
+            "expected one number above 0 for each"
+        )
+    if config.held_out and all(name in tasks.TASKS for name in names):
+        raise UserError(f"dataset.held_out: {config.held_out!r} given with task {names[0]!r}, which has its own split")
+    train, own = [], []
+    for name in names:
+        is_task = name in tasks.TASKS
+        train.append(open_task(name, config, "train", config.size, seed) if is_task else open_rows(name, config))
+        own.append(open_task(name, config, "heldout", num_held_out, seed) if is_task else None)
+    return Opened(tuple(train), tuple(own), open_rows(config.held_out, config) if config.held_out else None)
+
+
+def load(
+    opened: Opened, encoder: Encoder, config: DataConfig, *, num_held_out: int, max_length: int | None = None
+) -> Data:
+    """Passes over all sources once, and holds questions out for evaluation.
+
+    Args:
+        opened: Of `open_sources`.
+        encoder: Text to ids; its limits hold.
+        config: As for `open_sources`.
+        num_held_out: Most held-out questions.
+        max_length: Most tokens of prompt, delimiter and answer together.
+
+    Raises:
+        UserError: A source has no good row, too few to hold one out or, with `bad_rows` "stop", a bad one.
+    """
+    scans = [scan(source, encoder, config, max_length=max_length) for source in opened.train]
+    parts, held_out = [found.rows for found in scans], []
+    if opened.held_out is not None:
+        scans.append(scan(opened.held_out, encoder, config, max_length=max_length))
+        held_out = [scans[-1].rows.take(0, num_held_out)]
+    else:
+        weights = config.weights or [len(rows) for rows in parts]
+        for i, (rows, own) in enumerate(zip(tuple(parts), opened.own, strict=True)):
+            most = max(1, int(num_held_out * (weights[i] / sum(weights))))
+            if own is not None:
+                scans.append(scan(own, encoder, config, max_length=max_length))
+                held_out.append(scans[-1].rows.take(0, most))
+                continue
+            count = min(most, max(1, int(HELD_OUT_SHARE * len(rows))))
+            if len(rows) <= count:
+                raise UserError(
+                    f"data: {rows.source.name!r} has {len(rows)} row; expected at least 2, to hold one out for "
+                    f"evaluation ({scans[i]})"
+                )
+            parts[i], last = rows.take(0, len(rows) - count), rows.take(len(rows) - count, len(rows))
+            held_out.append(last)
+    evaluated = encoder.encode_many([example for rows in held_out for example in rows][:num_held_out])
+    return Data(
+        parts=tuple(parts),
+        encoder=encoder,
+        config=config,
+        held_out=evaluated,
+        scans=tuple(scans),
+        longest_answer=max(
+            *(found.longest_answer for found in scans[: len(parts)]), *(len(row.answer) for row in evaluated)
+        ),
+        has_traces=any(found.has_traces for found in scans[: len(parts)]),
+    )

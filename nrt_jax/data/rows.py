@@ -1,0 +1,132 @@
+"""From a row of a source to an example: columns by config, question-answer rows and chats."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from nrt_jax.data.example import BadRow, Example
+
+#: Who may speak in a chat.
+ROLES = ("system", "user", "assistant")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the questions come from.
+
+    Attributes:
+        held_out: Source with the questions for evaluation, written as in `--data`; empty for the task's own held-out
+            split or, with a file, for the last tenth of its rows (at most `evaluation.questions`).
+        weights: How often a question comes from each source of `--data`; empty for all rows equally often.
+        question_column: Name of the question in a row.
+        answer_column: Name of the answer in a row.
+        trace_column: Name of the reasoning trace in a row, which may lack it.
+        messages_column: Name of the chat in a row without a question: its last assistant turn is the answer, all
+            before it the question.
+        bad_rows: `skip` leaves out and counts rows that are no examples; `stop` refuses the first of them.
+        tfds_dir: Folder of the TFDS data sets; empty for `~/tensorflow_datasets`.
+        workers: Processes that read and tokenize ahead of the run; 0 for none.
+        level: Difficulty of a built-in task; empty for its default.
+        size: Number of training questions that a built-in task generates.
+    """
+
+    held_out: str = ""
+    weights: tuple[float, ...] = ()
+    question_column: str = "question"
+    answer_column: str = "answer"
+    trace_column: str = "trace"
+    messages_column: str = "messages"
+    bad_rows: Literal["skip", "stop"] = "skip"
+    tfds_dir: str = ""
+    workers: int = 0
+    level: str = ""
+    size: int = 20000
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return (self.question_column, self.answer_column, self.trace_column, self.messages_column)
+
+
+def parse(row: Any, config: DataConfig) -> Example:
+    """The example of a row: a chat if it has messages and no question, question and answer otherwise.
+
+    Raises:
+        BadRow: The row is no example.
+    """
+    if isinstance(row, Example):
+        return row
+    if not isinstance(row, Mapping):
+        raise BadRow("is not an object", f"is a {type(row).__name__}; expected an object")
+    trace = row.get(config.trace_column)
+    trace = _text("trace", config.trace_column, trace) if isinstance(trace, str | bytes) else None
+    if row.get(config.question_column) is None and row.get(config.messages_column) is not None:
+        *history, (_, question), (_, answer) = _turns(row[config.messages_column], config.messages_column)
+        return Example(question, answer, trace, tuple(history))
+    question, answer = (
+        _required(field, column, row)
+        for field, column in (("question", config.question_column), ("answer", config.answer_column))
+    )
+    return Example(question, answer, trace)
+
+
+def _required(field: str, column: str, row: Mapping[str, Any]) -> str:
+    """A column that must hold text with something in it."""
+    flag = f"(set --dataset.{field}-column if it has another name"
+    flag += ", --dataset.messages-column for chats)" if field == "question" else ")"
+    if column not in row:
+        raise BadRow(f"{field} is missing", f"{field} column {column!r} is missing; expected non-empty text {flag}")
+    value = row[column]
+    if not isinstance(value, str | bytes):
+        found = f"{field} column {column!r} is {value!r:.40}"
+        raise BadRow(f"{field} is not text", f"{found}; expected non-empty text {flag}")
+    text = _text(field, column, value)
+    if not text.strip():
+        raise BadRow(f"{field} is empty", f"{field} column {column!r} is {text!r:.40}; expected non-empty text {flag}")
+    return text
+
+
+def _text(field: str, column: str, value: str | bytes) -> str:
+    """Text that a tokenizer takes: TFDS gives bytes, and JSON can spell halves of a surrogate pair."""
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+        text.encode()
+    except UnicodeError as error:
+        detail = f"{field} column {column!r} is not UTF-8 text ({error.reason}); expected valid text"
+        raise BadRow(f"{field} is not UTF-8", detail) from error
+    return text
+
+
+def _turns(messages: Any, column: str) -> list[tuple[str, str]]:
+    """(role, content) of all turns up to the last assistant turn, which answers a user.
+
+    Args:
+        messages: A list of objects or, as TFDS and Arrow may hold it, an object of two lists.
+        column: Where they were found.
+    """
+    if isinstance(messages, Mapping) and {"role", "content"} <= messages.keys():
+        roles, contents = (list(messages[key]) for key in ("role", "content"))
+        messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
+        raise _bad_chat(column, "is not a list of turns", "a list of objects with 'role' and 'content'")
+    turns = []
+    for turn in messages:
+        role, content = turn.get("role"), turn.get("content")
+        role = role.decode(errors="replace") if isinstance(role, bytes) else role
+        if role not in ROLES:
+            raise _bad_chat(column, "has a turn of an unknown role", f"{', '.join(ROLES)}; found {role!r:.40}")
+        if not isinstance(content, str | bytes):
+            raise _bad_chat(column, "has a turn without text", f"text as content; found {content!r:.40}")
+        turns.append((role, _text("chat", column, content)))
+    last = max((i for i, (role, _) in enumerate(turns) if role == "assistant"), default=None)
+    if last is None:
+        raise _bad_chat(column, "has no assistant turn", "one, whose content is the answer")
+    if last == 0 or turns[last - 1][0] != "user":
+        raise _bad_chat(column, "has no user turn before its last assistant turn", "the question there")
+    if not turns[last][1].strip() or not turns[last - 1][1].strip():
+        raise _bad_chat(column, "has an empty question or answer", "text in its last user and assistant turns")
+    return turns[: last + 1]
+
+
+def _bad_chat(column: str, problem: str, expected: str) -> BadRow:
+    return BadRow(f"chat {problem}", f"chat column {column!r} {problem}; expected {expected}")

@@ -1,0 +1,141 @@
+"""One pass over a source before a run: which rows are good, what is wrong with the others, and how long they are."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from nrt_jax.data.encode import Encoded, Encoder
+from nrt_jax.data.example import BadRow, Example
+from nrt_jax.data.rows import DataConfig, parse
+from nrt_jax.data.sources import Source
+from nrt_jax.errors import UserError
+
+#: Rows tokenized at once, in the threads of a fast tokenizer.
+_CHUNK = 512
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows(Sequence[Example]):
+    """Good rows of a source; each is read when it is asked for.
+
+    Attributes:
+        source: All rows.
+        indices: [N] int64, the good ones.
+        config: Columns.
+    """
+
+    source: Source
+    indices: np.ndarray
+    config: DataConfig
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return parse(self.source[int(self.indices[index])], self.config)
+
+    def take(self, start: int, stop: int) -> "Rows":
+        """A part of the rows."""
+        return dataclasses.replace(self, indices=self.indices[start:stop])
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What a pass over a source found.
+
+    Attributes:
+        rows: The good rows.
+        left_out: Reason -> (number of bad rows, where the first one is).
+        longest_answer: Tokens of the longest y* of a good row, EOS included.
+        has_traces: Whether a good row has a demonstration z that is not empty.
+    """
+
+    rows: Rows
+    left_out: Mapping[str, tuple[int, str]]
+    longest_answer: int
+    has_traces: bool
+
+    def __str__(self) -> str:
+        source = self.rows.source
+        line = f"data {source.name}: {len(self.rows)} of {len(source)} rows"
+        return f"{line}; left out: {_listed(self.left_out)}" if self.left_out else line
+
+
+def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: int | None = None) -> Scan:
+    """Reads and tokenizes every row of a source once; of what it read, it keeps the numbers of the good rows only.
+
+    Args:
+        source: Rows.
+        encoder: Whose limits hold.
+        config: Columns, and what happens to bad rows.
+        max_length: Most tokens of prompt, delimiter and answer together.
+
+    Raises:
+        UserError: No row is good or, with `bad_rows` "stop", one is bad: the error names its file, row and problem.
+    """
+    good, left_out, longest, has_traces = [], {}, 0, False
+    for start in range(0, len(source), _CHUNK):
+        for i, found in _encode(source, range(start, min(start + _CHUNK, len(source))), encoder, config):
+            limit = None if isinstance(found, BadRow) else encoder.over_limit(found, max_length)
+            problem = BadRow(limit) if limit else found
+            if not isinstance(problem, BadRow):
+                good.append(i)
+                longest = max(longest, len(found.answer))
+                has_traces = has_traces or bool(found.example.trace)
+                continue
+            if config.bad_rows == "stop":
+                columns = _columns(source, [problem.reason])
+                raise UserError(f"data: {source.name!r}, {source.where(i)}: {problem}{columns}")
+            count, first = left_out.get(problem.reason, (0, source.where(i)))
+            left_out[problem.reason] = (count + 1, first)
+    if not good:
+        raise _nothing_left(source, left_out, config)
+    return Scan(Rows(source, np.array(good, np.int64), config), left_out, longest, has_traces)
+
+
+def _encode(
+    source: Source, indices: Sequence[int], encoder: Encoder, config: DataConfig
+) -> list[tuple[int, Encoded | BadRow]]:
+    """Each row's number with its ids, or with what is wrong with it."""
+    examples, bad = {}, {}
+    for i in indices:
+        try:
+            examples[i] = parse(source[i], config)
+        except BadRow as problem:
+            bad[i] = problem
+    try:
+        encoded = dict(zip(examples, encoder.encode_many(list(examples.values())), strict=True))
+    except BadRow:  # The template refuses one of them: find out which.
+        encoded = {}
+        for i, example in examples.items():
+            try:
+                encoded[i] = encoder.encode(example)
+            except BadRow as problem:
+                bad[i] = problem
+    return sorted((encoded | bad).items())
+
+
+def _nothing_left(source: Source, left_out: Mapping[str, tuple[int, str]], config: DataConfig) -> UserError:
+    if not len(source):
+        return UserError(
+            f"data: {source.name!r} is empty; expected rows with {config.question_column!r} "
+            f"and {config.answer_column!r}, or {config.messages_column!r}"
+        )
+    columns = _columns(source, left_out)
+    flags = " (name them with --dataset.question-column and --dataset.answer-column, or --dataset.messages-column)"
+    return UserError(
+        f"data: no example is left of the {len(source)} rows of {source.name!r}: {_listed(left_out)}"
+        f"{columns + flags if columns else ''}"
+    )
+
+
+def _columns(source: Source, reasons: Iterable[str]) -> str:
+    """For missing columns: those that the source has."""
+    if not any(reason.endswith("is missing") for reason in reasons):
+        return ""
+    return f"; its columns are {', '.join(source.columns()) or 'none'}"
+
+
+def _listed(left_out: Mapping[str, tuple[int, str]]) -> str:
+    return ", ".join(f"{count} {reason} (first: {where})" for reason, (count, where) in left_out.items())
