@@ -19,6 +19,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import absl.logging
 import tyro
 
 from nrt_jax.errors import UserError
@@ -53,6 +54,7 @@ def run(
     Raises:
         SystemExit: 2 for bad input, 130 when interrupted, 0 after `--help`.
     """
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax and Grain warn of what a user can do nothing about
     try:
         main(parse(config_type, prog, description, default_config=default_config, args=args))
     except UserError as error:

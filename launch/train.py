@@ -23,7 +23,7 @@ def main(config: TrainConfig) -> None:
     if setup.model_path(config.model) == Path(config.model) and config.optimizer == default.get_config().optimizer:
         print(
             f"note: learning rate {config.optimizer.learning_rate:g} is sized for the embedded model; "
-            "for a pretrained one start from --config nrt or --optimizer.learning-rate 2e-6"
+            "for a pretrained one start from --config nrt or --optimizer.learning-rate 2e-6 (with adapters 1e-4)"
         )
     folder = Path(config.workdir or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}")
     print(
@@ -36,7 +36,8 @@ def main(config: TrainConfig) -> None:
         f"(with an empty trace {summary['accuracy_empty_trace_before']:.3f} -> "
         f"{summary['accuracy_empty_trace_after']:.3f}) in {summary['seconds']:.0f} s, "
         f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB\n"
-        f"written to {folder}: hf/ (load it with transformers), checkpoints/, metrics.jsonl, summary.json, "
+        f"written to {folder}: hf/ (load it with transformers){', adapter/ (with peft)' if config.lora.rank else ''}, "
+        "model/, checkpoints/, metrics.jsonl, summary.json, "
         "answers_before.jsonl, answers_after.jsonl, tensorboard/"
     )
 
