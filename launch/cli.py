@@ -39,6 +39,7 @@ def run(
     description: str,
     *,
     default_config: str | None = None,
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     args: Sequence[str] | None = None,
 ) -> None:
     """Runs a command: parses its config and calls `main` with it; bad input ends in one line and exit code 2.
@@ -49,6 +50,7 @@ def run(
         prog: how the command is called, such as `python -m launch.train`.
         description: what it does, for `--help`.
         default_config: the config file that is used without `--config`; the type's defaults when None.
+        implied: from the values given, by dotted field name, those that follow for fields that are not given.
         args: the command line; `sys.argv[1:]` when None.
 
     Raises:
@@ -56,7 +58,7 @@ def run(
     """
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax and Grain warn of what a user can do nothing about
     try:
-        main(parse(config_type, prog, description, default_config=default_config, args=args))
+        main(parse(config_type, prog, description, default_config=default_config, implied=implied, args=args))
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
@@ -71,6 +73,7 @@ def parse(
     description: str,
     *,
     default_config: str | None = None,
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     args: Sequence[str] | None = None,
 ) -> ConfigT:
     """Builds the config: its defaults, or those of the `--config` file, with the flags put over them.
@@ -84,7 +87,10 @@ def parse(
     base = None if config_file is None else load_config(config_file, config_type)
     if wants_help:
         _print_help(config_type, base, prog, description)
-    return _build(config_type, base, _convert(config_type, flags), prefix="")
+    values = _convert(config_type, flags)
+    if implied is not None:
+        values = {**implied(values), **values}
+    return _build(config_type, base, values, prefix="")
 
 
 def load_config(name: str, config_type: type[ConfigT]) -> ConfigT:
@@ -151,10 +157,10 @@ def _convert(config_type: type, flags: Mapping[str, list[str]]) -> dict[str, Any
     for name in flags:
         if name not in leaves:
             raise _unknown_field(name, leaves)
-    return {name: _convert_one(name, leaves[name], words) for name, words in flags.items()}
+    return {name: _convert_one(_label(config_type, name), leaves[name], words) for name, words in flags.items()}
 
 
-def _convert_one(name: str, hint: Any, words: list[str]) -> Any:
+def _convert_one(label: str, hint: Any, words: list[str]) -> Any:
     """Turns the words after one flag into a value of the type `hint`."""
     if hint is bool:
         words = [word.capitalize() for word in words] or ["True"]
@@ -166,7 +172,7 @@ def _convert_one(name: str, hint: Any, words: list[str]) -> Any:
             return tyro.cli(cell, args=args, config=_MARKERS, console_outputs=False).value
     except SystemExit:
         found = f"bad value {' '.join(words)!r}" if words else "no value"
-        raise UserError(f"{_flag(name)}: {found}; expected {describe(hint)}") from None
+        raise UserError(f"{label}: {found}; expected {describe(hint)}") from None
 
 
 def _build(config_type: type, base: Any, values: Mapping[str, Any], prefix: str) -> Any:
@@ -188,8 +194,7 @@ def _build(config_type: type, base: Any, values: Mapping[str, Any], prefix: str)
         elif base is not None:
             fields[field.name] = getattr(base, field.name)
         elif is_required(field):
-            label = name.upper() if name in _positionals(config_type) else _flag(name)
-            raise UserError(f"{label}: missing; expected {describe(hints[field.name])}")
+            raise UserError(f"{_label(config_type, name)}: missing; expected {describe(hints[field.name])}")
     try:
         return type(base)(**fields) if base is not None else config_type(**fields)
     except UserError:
@@ -223,6 +228,11 @@ def _one_token(name: str, words: list[str]) -> str:
     if len(words) != 1:
         raise UserError(f"{_flag(name)}: {'one value' if words else 'no value'}; expected one file")
     return words[0]
+
+
+def _label(config_type: type, name: str) -> str:
+    """What a field is called on the command line."""
+    return name.upper() if name in _positionals(config_type) else _flag(name)
 
 
 def _flag(name: str) -> str:

@@ -6,8 +6,10 @@ python -m launch.convert to-hf CKPT DST --dtype bfloat16          an Orbax check
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Literal
 
+import jax
 from tyro.conf import Positional
 
 from launch import cli
@@ -40,6 +42,8 @@ class ConvertConfig:
 
 def main(config: ConvertConfig) -> None:
     """Converts, and says what was written."""
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed: the model need not fit an accelerator
+    hf.check_writable(config.destination, config.overwrite)
     convert = from_hf if config.direction == "from-hf" else to_hf
     model = convert(config)
     print(f"{config.destination}: {model.config.num_parameters:,} parameters, from {config.source}")
@@ -48,9 +52,12 @@ def main(config: ConvertConfig) -> None:
 def from_hf(config: ConvertConfig) -> Model:
     """Writes the folder's description as it is, and its tensors as one Orbax pytree."""
     folder = hf.local_folder(config.source)
+    _check_apart(config.destination, folder)
     model = Model(hf.read_config(folder))
     with hf.complete_or_absent(config.destination, config.overwrite) as new:
         hf.copy_description(folder, new)
+        if _dtype(config) is not None:
+            hf.rename_dtype(new, config.dtype)
         checkpoints.save_params(new, hf.read_params(folder, model.config, dtype=_dtype(config)))
     return model
 
@@ -59,10 +66,10 @@ def to_hf(config: ConvertConfig) -> Model:
     """Writes safetensors beside the checkpoint's description."""
     max_shard_bytes = num_bytes(config.max_shard_size)
     location = checkpoints.locate(config.source)
-    tokenizer, source = None, location.description
+    _check_apart(config.destination, Path(config.source), location.description, location.base)
+    tokenizer = None
     if location.has_adapter:
-        tokenizer, source = hf.load_tokenizer(location.description), hf.read_adapter_config(location.description).base
-        model, params = checkpoints.load_params(location, tokenizer)
+        model, params, tokenizer = checkpoints.load_location(location, param_dtype=_dtype(config))
     elif location.arrays is not None:
         model = Model(hf.read_config(location.description))
         params = checkpoints.open_params(location, model)
@@ -74,11 +81,19 @@ def to_hf(config: ConvertConfig) -> Model:
         params,
         tokenizer,
         dtype=_dtype(config),
-        source=hf.local_folder(source),
+        source=location.base,
         max_shard_bytes=max_shard_bytes,
         overwrite=config.overwrite,
     )
     return model
+
+
+def _check_apart(destination: str, *sources: Path) -> None:
+    """Refuses a destination whose replacement would take what is read with it."""
+    target = Path(destination).resolve()
+    for source in sources:
+        if target == source.resolve() or target in source.resolve().parents:
+            raise UserError(f"DESTINATION: {destination} is or holds what is read, {source}; choose another folder")
 
 
 def _dtype(config: ConvertConfig) -> str | None:

@@ -10,7 +10,8 @@ import dataclasses
 import math
 import sys
 import time
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from launch import cli
 from nrt_jax import checkpoints, jsonl
@@ -19,6 +20,8 @@ from nrt_jax.data.encode import Encoded, Encoder, TextConfig
 from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import scoring
+from nrt_jax.training import workdir
+from nrt_jax.training.config_io import from_dict
 
 ADDS = ("token_log_probs", "base_token_log_probs", "rewards")
 
@@ -35,8 +38,8 @@ class ScoreConfig:
         temperature: Divides the logits, as `rollout.temperature` does in training.
         batch_size: Rows scored at once.
         dtype: Compute dtype of the model.
-        text: Template and length limits, as in training; a longer row is refused.
-        trace: Trace format, as in training.
+        text: Template and length limits; of a run's checkpoint by default those of the run. A longer row is refused.
+        trace: Trace format; of a run's checkpoint by default that of the run.
     """
 
     checkpoint: str
@@ -60,6 +63,19 @@ class ScoreConfig:
             )
 
 
+def as_in_training(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The template and trace format of the run whose checkpoint is scored, by dotted field name."""
+    run = checkpoints.locate(values["checkpoint"]).run if "checkpoint" in values else None
+    if run is None:
+        return {}
+    trained = workdir.read_config(run)
+    found = {}
+    for name, config_type in (("text", TextConfig), ("trace", TraceFormatConfig)):
+        section = from_dict(config_type, trained.get(name, {}), where=f"{run / workdir.CONFIG_FILE}: {name}")
+        found |= {f"{name}.{field}": value for field, value in vars(section).items()}
+    return found
+
+
 def main(config: ScoreConfig) -> None:
     """Reads, scores, writes."""
     config.validate()
@@ -67,7 +83,13 @@ def main(config: ScoreConfig) -> None:
     examples = [Example(row.text("question"), row.text("answer"), row.text("trace", may_be_empty=True)) for row in rows]
     jsonl.check_writable(config.output, field="output")
     model, params, tokenizer = checkpoints.load(config.checkpoint, dtype=config.dtype)
+    known = len(tokenizer)
     trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
+    if len(tokenizer) > known:
+        print(
+            f"note: {config.trace.closing} is new to this checkpoint and scored as a copy of EOS; "
+            "--trace.closing names the delimiter that it was trained with"
+        )
     encoder = Encoder(tokenizer, trace_format, config.text)
     encoded = [encoder.encode(example) for example in examples]
     for row, ids in zip(rows, encoded, strict=True):
@@ -120,4 +142,4 @@ def _check_length(row: jsonl.Row, ids: Encoded, limits: TextConfig, longest: int
 
 
 if __name__ == "__main__":
-    cli.run(main, ScoreConfig, "python -m launch.score", __doc__)
+    cli.run(main, ScoreConfig, "python -m launch.score", __doc__, implied=as_in_training)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from configs import default
 from launch import cli
+from nrt_jax import checkpoints
 from nrt_jax.training import loop, setup
 from nrt_jax.training.config import TrainConfig
 
@@ -20,7 +21,7 @@ def main(config: TrainConfig) -> None:
     for scan in prepared.train.scans:
         if scan.left_out:
             print(scan)
-    if setup.model_path(config.model) == Path(config.model) and config.optimizer == default.get_config().optimizer:
+    if prepared.model_folder.parent != checkpoints.ASSETS and config.optimizer == default.get_config().optimizer:
         print(
             f"note: learning rate {config.optimizer.learning_rate:g} is sized for the embedded model; "
             "for a pretrained one start from --config nrt or --optimizer.learning-rate 2e-6 (with adapters 1e-4)"

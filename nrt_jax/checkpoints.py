@@ -1,5 +1,6 @@
-"""One name for any checkpoint: a Hugging Face folder, a converted Orbax checkpoint, or a run's folder.
+"""One name for any checkpoint: a Hugging Face folder, a converted Orbax checkpoint, a run's folder, an adapter.
 
+    tiny      one of the models shipped in nrt_jax/assets
 hf        DIR/config.json, tokenizer files, *.safetensors            made by others, and by to-hf
 orbax     DIR/config.json, tokenizer files, params/                  made by from-hf
 run       DIR/model/ (as above, without weights), checkpoints/STEP/  made by launch.train; also DIR/checkpoints/STEP
@@ -23,6 +24,7 @@ from nrt_jax.models import Frozen, Model, Params, lora
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+ASSETS = Path(__file__).resolve().parent / "assets"
 PARAMS, DESCRIPTION, STEPS = "params", "model", "checkpoints"
 
 
@@ -31,9 +33,10 @@ class Location:
     """Where a checkpoint's parts lie.
 
     Attributes:
-        description: Folder of config.json, generation_config.json and the tokenizer.
+        description: Folder of config.json, generation_config.json and the tokenizer; of an adapter's own, PEFT's
+            adapter_config.json.
         arrays: Folder that Orbax wrote; None where the weights are safetensors beside the description.
-        in_state: The params are an entry of a whole training state there.
+        in_state: The params are an entry of a whole training state there: it is a run's.
     """
 
     description: Path
@@ -45,6 +48,27 @@ class Location:
         """Whether the params are an adapter's, to be merged into its base."""
         return (self.description / hf.ADAPTER_CONFIG_FILE).is_file()
 
+    @property
+    def run(self) -> Path | None:
+        """The run's folder, if it is a run's checkpoint."""
+        return self.description.parent if self.in_state else None
+
+    @property
+    def base(self) -> Path:
+        """Folder of the base model of an adapter; without one, the description."""
+        if not self.has_adapter:
+            return self.description
+        try:
+            return hf.local_folder(hf.read_adapter_config(self.description).base)
+        except UserError as error:
+            where = self.description / hf.ADAPTER_CONFIG_FILE
+            raise UserError(f"{where}: its base model cannot be found: {error}") from error
+
+    def tokenizer(self) -> "Tokenizer":
+        """The tokenizer; PEFT may have written none, and then it is the base's."""
+        has_own = any(self.description.glob("tokenizer*"))
+        return hf.load_tokenizer(self.description if has_own else self.base)
+
 
 def locate(path: str | Path) -> Location:
     """Finds out what `path` is.
@@ -52,15 +76,17 @@ def locate(path: str | Path) -> Location:
     Raises:
         UserError: It is none of the three kinds; the line says what was expected.
     """
+    if _is_shipped(path):
+        return Location(ASSETS / path)
     folder = Path(path)
     if not folder.is_dir():
         return Location(hf.local_folder(path))
     if (folder / PARAMS).is_dir():
         return Location(folder, folder / PARAMS)
-    if (folder / STEPS).is_dir() and (folder / DESCRIPTION).is_dir():
-        steps = [int(step.name) for step in (folder / STEPS).iterdir() if step.name.isdecimal()]
+    if (folder / DESCRIPTION).is_dir():
+        steps = [int(step.name) for step in (folder / STEPS).glob("*") if step.name.isdecimal()]
         if not steps:
-            raise UserError(f"{path}: the run has no checkpoint yet; expected one in {STEPS}/")
+            raise UserError(f"{path}: the run has no checkpoint yet; expected one in {folder / STEPS}")
         folder = folder / STEPS / str(max(steps))
     if folder.parent.name == STEPS and (folder / "state").is_dir():
         return Location(folder.parent.parent / DESCRIPTION, folder / "state", in_state=True)
@@ -70,6 +96,15 @@ def locate(path: str | Path) -> Location:
             "launch.convert, or a run's folder"
         )
     return Location(folder)
+
+
+def is_local(path: str | Path) -> bool:
+    """Whether this is a folder here or a shipped model, not a hub id."""
+    return _is_shipped(path) or Path(path).is_dir()
+
+
+def _is_shipped(path: str | Path) -> bool:
+    return str(path) in {folder.name for folder in ASSETS.iterdir()}
 
 
 def load(
@@ -85,39 +120,44 @@ def load(
     Raises:
         UserError: The folder is no checkpoint, or its parts do not fit each other.
     """
-    location = locate(path)
-    tokenizer = hf.load_tokenizer(location.description)
-    model, params = load_params(location, tokenizer, dtype=dtype, param_dtype=param_dtype or dtype)
-    hf.check_vocabulary(tokenizer, model.config)
-    return model, params, tokenizer
+    return load_location(locate(path), dtype=dtype, param_dtype=param_dtype or dtype)
 
 
-def load_params(
-    location: Location, tokenizer: "Tokenizer", *, dtype: str = "float32", param_dtype: str | None = None
-) -> tuple[Model, Params]:
+def load_location(
+    location: Location, *, dtype: str = "float32", param_dtype: str | None = None
+) -> tuple[Model, Params, "Tokenizer"]:
     """`load` for a place that is known; a `param_dtype` of None keeps each leaf as it is stored."""
+    tokenizer = location.tokenizer()  # before the weights: the quicker failure first
+    model = Model(hf.read_config(location.base, dtype=dtype))
     if location.has_adapter:
-        return _merged(location, tokenizer, dtype, param_dtype)
+        vocab_size = max(model.config.vocab_size, hf.vocabulary_size(tokenizer))
+        model = Model(dataclasses.replace(model.config, vocab_size=vocab_size))
+    hf.check_vocabulary(tokenizer, model.config)
+    if location.has_adapter:
+        return model, _merged(location, model, param_dtype), tokenizer
     if location.arrays is None:
-        return hf.load_model(location.description, dtype=dtype, param_dtype=param_dtype)
-    model = Model(hf.read_config(location.description, dtype=dtype))
-    return model, restore_params(location, model, dtype=param_dtype)
+        return model, hf.read_params(location.description, model.config, dtype=param_dtype), tokenizer
+    return model, restore_params(location, model, dtype=param_dtype), tokenizer
 
 
-def _merged(location: Location, tokenizer: "Tokenizer", dtype: str, param_dtype: str | None) -> tuple[Model, Params]:
-    """The base of an adapter, grown to the tokenizer's size, with the adapter merged into it."""
+def _merged(location: Location, model: Model, param_dtype: str | None) -> Params:
+    """The params of an adapter's base with the adapter merged into them; `model` has the grown vocabulary."""
     adapter = hf.read_adapter_config(location.description)
-    base, params = hf.load_model(adapter.base, dtype=dtype, param_dtype=param_dtype)
-    vocab_size = max(base.config.vocab_size, hf.vocabulary_size(tokenizer))
-    for name in {"embedding", "head"} & params.keys():  # the added rows come with the adapter
-        params[name] = jnp.pad(params[name], ((0, vocab_size - base.config.vocab_size), (0, 0)))
-    model = Model(dataclasses.replace(base.config, vocab_size=vocab_size))
+    if max(adapter.row_ids, default=0) >= model.config.vocab_size:
+        raise UserError(
+            f"{location.description / hf.ADAPTER_CONFIG_FILE}: trainable_token_indices: {max(adapter.row_ids)} is "
+            f"beyond the {model.config.vocab_size} rows of the embedding; expected the tokenizer with the added tokens"
+        )
+    params = hf.load_model(location.base, param_dtype=None)[1]
+    for name in {"embedding", "head"} & params.keys():  # rows of added tokens come with the adapter
+        table = params[name].astype(param_dtype or params[name].dtype)
+        params[name] = jnp.pad(table, ((0, model.config.vocab_size - table.shape[0]), (0, 0)))
     if location.arrays is None:
         trainable = hf.read_adapter_params(location.description, adapter, model.config)
     else:
         trainable = _restore_all(location, _metadata(location), "float32")
     frozen = Frozen(params=params, row_ids=jnp.array(adapter.row_ids, jnp.int32))
-    return model, lora.merge(lora.combine({"rows": {}} | trainable, frozen), adapter.lora)
+    return lora.merge(lora.combine({"rows": {}} | trainable, frozen), adapter.lora, param_dtype)
 
 
 def describe_run(

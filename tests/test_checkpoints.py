@@ -95,9 +95,62 @@ def test_conversion_never_touches_an_existing_folder_unless_told_to(source, orba
         assert stop.value.code == 2
         assert "not empty" in capsys.readouterr().err
     assert (tmp_path / "mine" / "note.txt").read_text() == "mine"
-    convert("from-hf", source, tmp_path / "mine", "--overwrite")
-    assert not (tmp_path / "mine" / "note.txt").exists()
-    checkpoints.load(tmp_path / "mine")
+    with pytest.raises(SystemExit):  # what is no model's folder is never replaced
+        convert("from-hf", source, tmp_path / "mine", "--overwrite")
+    assert "is no model's folder" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "note.txt").read_text() == "mine"
+    convert("from-hf", source, tmp_path / "other")
+    convert("from-hf", source, tmp_path / "other", "--dtype", "float32", "--overwrite")
+    assert checkpoints.open_params(checkpoints.locate(tmp_path / "other"), MODEL)["embedding"].dtype == np.float32
+
+
+def test_conversion_never_replaces_what_it_reads(source, orbax, tmp_path, capsys):
+    own = shutil.copytree(source, tmp_path / "all" / "hf")
+    shutil.copytree(orbax, tmp_path / "all" / "orbax")
+    (tmp_path / "all" / "config.json").write_text('{"model_type": "llama"}')  # looks like a model's folder
+    for args in (("from-hf", own, own), ("to-hf", tmp_path / "all" / "orbax", tmp_path / "all")):
+        with pytest.raises(SystemExit):
+            convert(*args, "--overwrite")
+        assert "is or holds what is read" in capsys.readouterr().err
+    assert tensors(own).keys() == tensors(source).keys()
+    assert (tmp_path / "all" / "orbax" / "params").is_dir()
+
+
+@pytest.mark.parametrize("where", ["a_file/x", "a_file"])
+def test_a_place_that_cannot_be_written_is_one_line(source, tmp_path, capsys, where):
+    (tmp_path / "a_file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        convert("from-hf", source, tmp_path / where)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and str(tmp_path / "a_file") in error
+
+
+def test_a_link_to_a_folder_keeps_pointing_there(source, tmp_path):
+    convert("from-hf", source, tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    convert("from-hf", source, tmp_path / "link", "--overwrite")
+    assert (tmp_path / "link").is_symlink()
+    checkpoints.load(tmp_path / "real")
+
+
+def test_config_json_names_the_dtype_that_the_tensors_have(source, orbax, tmp_path):
+    """A run's params are float32 whatever its base's: under bfloat16, transformers would round them when it loads."""
+    convert("from-hf", source, tmp_path / "wide", "--dtype", "float32")
+    convert("to-hf", tmp_path / "wide", tmp_path / "out")
+    for folder in ("wide", "out"):
+        assert json.loads((tmp_path / folder / "config.json").read_text())["torch_dtype"] == "float32"
+    model, params, tokenizer = checkpoints.load(source)
+    hf.save(tmp_path / "saved", model, params, tokenizer, dtype=None, source=source)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+def test_shipped_models_go_by_their_names_and_a_run_without_checkpoints_by_that(tmp_path):
+    assert checkpoints.locate("tiny").description.is_dir()
+    assert checkpoints.load("tiny")[0].config.num_parameters < 1e6
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="the run has no checkpoint yet"):
+        checkpoints.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "metadata", "other model"])
@@ -129,7 +182,7 @@ def test_what_is_no_checkpoint_is_refused_in_words(source, tmp_path, capsys):
     for args, message in (
         (("to-hf", source, tmp_path / "x"), "is in Hugging Face format already"),
         (("to-hf", source), "DESTINATION: missing"),
-        (("too-hf", source, "x"), "bad value 'too-hf'"),
+        (("too-hf", source, "x"), "DIRECTION: bad value 'too-hf'"),
         (("to-hf", source, "x", "--max-shard-size", "5 apples"), "--max-shard-size: bad value '5 apples'"),
         (("to-hf", source, "x", "y"), "unexpected argument 'y'"),
     ):

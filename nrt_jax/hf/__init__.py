@@ -10,12 +10,14 @@ from nrt_jax.hf.adapter import (
 )
 from nrt_jax.hf.config import from_hf, to_hf
 from nrt_jax.hf.folder import (
+    check_writable,
     complete_or_absent,
     copy_description,
     load,
     load_model,
     local_folder,
     read_config,
+    rename_dtype,
     save,
     write_description,
 )
@@ -34,6 +36,7 @@ __all__ = [
     "Adapter",
     "add_tokens",
     "check_vocabulary",
+    "check_writable",
     "complete_or_absent",
     "copy_description",
     "from_hf",
@@ -45,6 +48,7 @@ __all__ = [
     "read_adapter_params",
     "read_config",
     "read_params",
+    "rename_dtype",
     "save",
     "save_adapter",
     "save_tokenizer",

@@ -108,9 +108,10 @@ def read_adapter_config(path: str | Path) -> Adapter:
     """
     where = Path(path) / ADAPTER_CONFIG_FILE
     raw = read_json(where)
-    for field, neutral in _NEUTRAL.items():
-        if raw.get(field) not in (neutral, None):
-            raise UserError(f"{where}: {field}: {raw[field]} is not supported; expected {neutral}")
+    for field, value in raw.items():
+        if value and field not in (*_FOLLOWED, *_HARMLESS) and value not in _NEUTRAL.get(field, ()):
+            expected = " or ".join(map(str, _NEUTRAL.get(field, ("none",))))
+            raise UserError(f"{where}: {field}: {value} is not supported; expected {expected}")
     by_module = {_module(spec): spec.path[-1] for spec in _targets(PROJECTIONS)}
     targets, rank, alpha = raw.get("target_modules"), raw.get("r"), raw.get("lora_alpha")
     if not isinstance(targets, list) or not targets or not set(targets) <= set(by_module):
@@ -119,7 +120,12 @@ def read_adapter_config(path: str | Path) -> Adapter:
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         raise UserError(f"{where}: r, lora_alpha: found {rank!r}, {alpha!r}; expected a positive integer and a number")
     rows = raw.get("trainable_token_indices") or {}
-    if not isinstance(rows, dict) or not set(rows) <= set(_TABLES.values()) or len({*map(str, rows.values())}) > 1:
+    if (
+        not isinstance(rows, dict)
+        or not set(rows) <= set(_TABLES.values())
+        or len({*map(str, rows.values())}) > 1
+        or not all(type(i) is int and i >= 0 for ids in rows.values() for i in ids)
+    ):
         raise UserError(
             f"{where}: trainable_token_indices: {rows} is not supported; "
             f"expected the same ids for {' and '.join(_TABLES.values())}"
@@ -131,18 +137,23 @@ def read_adapter_config(path: str | Path) -> Adapter:
     return Adapter(LoRAConfig(rank, float(alpha), names), base, tuple(next(iter(rows.values()), ())))
 
 
-# Fields of PEFT that change the maths, with the value that leaves it as ours is.
-_NEUTRAL: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "use_rslora": False,
-    "fan_in_fan_out": False,
-    "lora_bias": False,
-    "modules_to_save": [],
-    "layers_to_transform": [],
-    "rank_pattern": {},
-    "alpha_pattern": {},
+# Fields of adapter_config.json that our adapters follow, or that change nothing in a trained one. Any other field that
+# is set asks for something else: DoRA, rank patterns, layers of its own, aLoRA, ...
+_FOLLOWED = ("r", "lora_alpha", "target_modules", "trainable_token_indices", "base_model_name_or_path")
+_HARMLESS = (
+    "auto_mapping",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+)
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian"),  # PiSSA and its kin change the base too
 }
 
 

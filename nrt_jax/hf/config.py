@@ -33,7 +33,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_causal": (True, None),
     **dict.fromkeys(("use_bidirectional_attention", "alibi", "attn_temperature_tuning"), _FALSE),
     **dict.fromkeys(("attention_chunk_size", "no_rope_layer_interval"), _ZERO),
-    "no_rope_layers": ([], None),
+    **dict.fromkeys(("no_rope_layers", "mlp_only_layers"), ([], None)),
+    "rope_interleaved": _FALSE,
     "partial_rotary_factor": _ONE,
     # Layers that differ from each other.
     **dict.fromkeys(("per_layer_config", "block_configs"), ({}, [], None)),

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nrt_jax.errors import UserError
 from nrt_jax.hf.config import from_hf, to_hf
 from nrt_jax.hf.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
@@ -87,7 +89,7 @@ def local_folder(path: str | Path) -> Path:
     import huggingface_hub
 
     try:
-        patterns = [*_DESCRIPTION, "*.safetensors", INDEX_FILE]
+        patterns = [*_DESCRIPTION, "model*.safetensors", INDEX_FILE]  # not Mistral's consolidated.safetensors
         return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
     except Exception as error:  # of many kinds: no network, no such repository, no permission, no disk space
         reason = str(error).strip().splitlines() or [repr(error)]
@@ -121,7 +123,14 @@ def save(
         overwrite: Replace an existing folder, once the new one is complete.
     """
     with complete_or_absent(path, overwrite) as folder:
-        write_description(folder, model, tokenizer, dtype=dtype, source=source, generation_config=generation_config)
+        write_description(
+            folder,
+            model,
+            tokenizer,
+            dtype=dtype or np.dtype(params["embedding"].dtype).name,
+            source=source,
+            generation_config=generation_config,
+        )
         write_params(folder, model.config, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
 
@@ -142,7 +151,7 @@ def write_description(
     source: str | Path | None = None,
     generation_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """What `save` writes, but for the weights, into an existing folder."""
+    """What `save` writes, but for the weights, into an existing folder; `dtype` is that of the weights, if known."""
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.config)
     original, generation = None, {}
@@ -154,7 +163,7 @@ def write_description(
             copy_description(source, folder)
     config = to_hf(model.config, original)
     if dtype is not None:
-        config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+        config[_dtype_field(config)] = dtype
     for target in (config, generation):
         target |= _special_ids(tokenizer, target)
     write_json(folder / "config.json", config)
@@ -164,13 +173,24 @@ def write_description(
         save_tokenizer(folder, tokenizer)
 
 
-def _special_ids(tokenizer: "Tokenizer | None", known: Mapping[str, Any]) -> dict[str, int]:
-    """BOS, EOS and padding ids of the tokenizer that a config lacks; a list of EOS ids that has it stays."""
-    ids = {}
+def rename_dtype(folder: str | Path, dtype: str) -> None:
+    """Says in a folder's config.json of which dtype its tensors are: transformers rounds them to what stands there."""
+    config = read_json(Path(folder) / "config.json")
+    write_json(Path(folder) / "config.json", config | {_dtype_field(config): dtype})
+
+
+def _dtype_field(config: Mapping[str, Any]) -> str:
+    """`torch_dtype`, unless transformers 5 wrote the file."""
+    return "dtype" if "dtype" in config else "torch_dtype"
+
+
+def _special_ids(tokenizer: "Tokenizer | None", known: Mapping[str, Any]) -> dict[str, int | list[int]]:
+    """BOS, EOS and padding ids of the tokenizer that a config lacks; to a list of EOS ids they are added."""
+    ids: dict[str, int | list[int]] = {}
     for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value, present = getattr(tokenizer, field, None), known.get(field)
         if value is not None and value not in (present if isinstance(present, list) else [present]):
-            ids[field] = value
+            ids[field] = [*present, value] if isinstance(present, list) else value
     return ids
 
 
@@ -179,18 +199,14 @@ def complete_or_absent(path: str | Path, overwrite: bool) -> Iterator[Path]:
     """Gives a temporary sibling folder that takes the final name if the block ends well and else vanishes.
 
     Raises:
-        UserError: The name is taken, and `overwrite` is False.
+        UserError: The name is taken (`check_writable`), or the folder cannot be written.
     """
-    path = Path(path).absolute()
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is a file; expected the name of a folder to write")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise UserError(
-            f"{path}: exists and is not empty; choose another folder, or overwrite it explicitly (--overwrite)"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    path = Path(path).resolve()  # a link keeps pointing where it points
+    check_writable(path, overwrite)
+    scratch = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         new, old = scratch / "new", scratch / "old"
         new.mkdir()  # with the permissions of an ordinary folder, which mkdtemp's has not
         yield new
@@ -202,8 +218,40 @@ def complete_or_absent(path: str | Path, overwrite: bool) -> Iterator[Path]:
             if old.is_dir():
                 old.replace(path)
             raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written: {reason}; nothing was changed, choose another place") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_writable(path: str | Path, overwrite: bool) -> None:
+    """Refuses a name that is taken; also with `overwrite`, which replaces a model's folder and nothing else.
+
+    Raises:
+        UserError: There is a file, a folder of something else or, without `overwrite`, any folder with files in it.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; expected the name of a folder to write")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{path}: exists and is not empty; choose another folder, or overwrite it (--overwrite)")
+    descriptions = [path / "config.json", path / "adapter_config.json"]
+    if not any(file.is_file() and _describes_model(file) for file in descriptions):
+        raise UserError(
+            f"{path}: is no model's folder, so it is not overwritten; choose another, or remove it yourself"
+        )
+
+
+def _describes_model(path: Path) -> bool:
+    """Whether a file is a config.json of a model or an adapter; a run's folder has another one."""
+    try:
+        return not {"model_type", "peft_type"}.isdisjoint(read_json(path))
+    except UserError:
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -102,6 +102,11 @@ def add_tokens(
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in missing], special_tokens=True)
     ids = [token_id(tokenizer, token) for token in missing]
+    if taken := set(ids) & set(known.values()):
+        raise UserError(
+            f"tokenizer: has gaps in its ids, so that an added token would get id {min(taken)}, which another has; "
+            f"add {', '.join(map(repr, missing))} to it yourself, or choose tokens that it has"
+        )
     config = model.config
     resized = dataclasses.replace(config, vocab_size=max(config.vocab_size, vocabulary_size(tokenizer)))
     params = dict(params)

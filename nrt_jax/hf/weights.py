@@ -54,6 +54,8 @@ def read_params(
     """
     with contextlib.ExitStack() as stack:
         checkpoint = _open(Path(folder), stack)
+        if config.tie_embeddings and "lm_head.weight" in checkpoint:
+            _check_tied(checkpoint)
         return read_tensors(
             {name: file for name, file in checkpoint.items() if not _is_redundant(name, config)},
             tensors_of(config),
@@ -225,8 +227,13 @@ def write_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            values = np.ascontiguousarray(tensor.fetch().astype(tensor.dtype, copy=False))
-            file.write(values.view(np.uint8).data)
+            values = tensor.fetch()
+            with np.errstate(over="ignore"):
+                stored = np.ascontiguousarray(values.astype(tensor.dtype, copy=False))
+            if tensor.dtype == np.float16 and not np.isfinite(stored).all() and np.isfinite(values).all():
+                largest = np.abs(values).max()
+                raise UserError(f"tensor {tensor.name}: {largest:.4g} is too large for float16; choose bfloat16")
+            file.write(stored.view(np.uint8).data)
 
 
 def _plan(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
@@ -298,6 +305,21 @@ def _check(checkpoint: Mapping[str, Any], specs: Sequence[TensorSpec], sizes: Ma
             continue
         found = tuple(checkpoint[name].get_slice(name).get_shape())
         raise UserError(f"tensor {name}: found shape {found}; expected no such tensor for its config.json")
+
+
+def _check_tied(checkpoint: Mapping[str, Any]) -> None:
+    """Refuses a head of its own where the config ties it: some readers would use it, others would not."""
+    head, embedding = (checkpoint[name].get_slice(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    rows = head.get_shape()[0]
+    equal = head.get_shape() == embedding.get_shape() and all(
+        np.array_equal(head[start : min(start + 4096, rows)], embedding[start : min(start + 4096, rows)])
+        for start in range(0, rows, 4096)
+    )
+    if not equal:
+        raise UserError(
+            "tensor lm_head.weight: differs from model.embed_tokens.weight though config.json ties them; "
+            "expected equal ones, only the latter, or tie_word_embeddings: false"
+        )
 
 
 def _is_redundant(name: str, config: ModelConfig) -> bool:

@@ -10,6 +10,7 @@ The rows are there because an added delimiter starts as a copy of EOS: frozen, t
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -76,26 +77,33 @@ def combine(trainable: dict[str, Any], frozen: Frozen | None) -> dict[str, Any]:
     return params
 
 
-def merge(params: dict[str, Any], config: LoRAConfig) -> dict[str, Any]:
-    """Adds the adapters to the matrices: params of the same policy without adapters, in the base's dtypes."""
+def merge(params: dict[str, Any], config: LoRAConfig, dtype: str | None = None) -> dict[str, Any]:
+    """Adds the adapters to the matrices, in float32: params of the same policy without adapters.
+
+    Args:
+        params: Of `combine`.
+        config: Their scale.
+        dtype: Of the result; None for that of each matrix.
+    """
     layers = dict(params["layers"])
     for name, adapter in params["lora"].items():
-        layers[name] = _merge(layers[name], adapter["a"], adapter["b"], config.scale)
-    return {key: value for key, value in params.items() if key != "lora"} | {"layers": layers}
+        layers[name] = _merge(layers[name], adapter["a"], adapter["b"], config.scale, dtype or layers[name].dtype)
+    merged = {key: value for key, value in params.items() if key != "lora"} | {"layers": layers}
+    return jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), merged)
 
 
 def _tables(params: dict[str, Any]) -> list[str]:
     return [name for name in ("embedding", "head") if name in params]
 
 
-@jax.jit
-def _merge(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="dtype")
+def _merge(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float, dtype: Any) -> jax.Array:
     """One stacked matrix [L, inputs.., outputs..] plus its adapter, layer by layer, in float32."""
 
     def layer(parts):
         w, a, b = parts
         width = math.prod(a.shape[:-1])
         delta = a.reshape(width, -1) @ b.reshape(b.shape[0], -1)
-        return (w.astype(jnp.float32) + scale * delta.reshape(w.shape)).astype(w.dtype)
+        return (w.astype(jnp.float32) + scale * delta.reshape(w.shape)).astype(dtype)
 
     return jax.lax.map(layer, (weight, a, b))

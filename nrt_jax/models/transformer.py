@@ -49,7 +49,7 @@ def _by_head(x: jax.Array) -> jax.Array:
     return jnp.transpose(x, (0, 3, 1, 2, 4))
 
 
-class Adapter(nnx.Module):
+class LowRank(nnx.Module):
     """A low-rank adapter of one matrix: A as PEFT initialises it, uniform in +-1/sqrt(inputs), and B zero."""
 
     def __init__(self, inputs: dict[str, int], outputs: dict[str, int], rank: int, rngs: nnx.Rngs):
@@ -59,7 +59,7 @@ class Adapter(nnx.Module):
         self.b = _Param(jnp.zeros((rank, *outputs.values())), out_sharding=("lora", *outputs))
 
 
-class Adapters(nnx.Module):
+class LowRankLayer(nnx.Module):
     """The adapters of one layer, by the name of their matrix."""
 
     def __init__(self, config: ModelConfig, lora: LoRAConfig, rngs: nnx.Rngs):
@@ -76,7 +76,7 @@ class Adapters(nnx.Module):
             "down": (mlp, embed),
         }
         for name in lora.targets:
-            setattr(self, name, Adapter(*matrices[name], lora.rank, rngs))
+            setattr(self, name, LowRank(*matrices[name], lora.rank, rngs))
 
 
 class Block(nnx.Module):
@@ -147,7 +147,7 @@ class Transformer(nnx.Module):
         if not config.tie_embeddings:
             self.head = _normal(rngs, shape, std, axes)
         if lora:
-            self.lora = stack(lambda rngs: Adapters(config, lora, rngs))
+            self.lora = stack(lambda rngs: LowRankLayer(config, lora, rngs))
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, context: Sequence[KVCache] = (), *, remat: bool = False

@@ -13,7 +13,6 @@ import jax
 
 from nrt_jax import checkpoints, hf
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
-from nrt_jax.models import lora
 from nrt_jax.rollout import sample
 from nrt_jax.training import workdir as run_folder
 from nrt_jax.training.checkpoint import Checkpointer
@@ -28,7 +27,10 @@ from nrt_jax.training.step import reward_rollout, sampling_config
 
 #: What a resumed run may change: how long it goes on, how often it reports and saves.
 MAY_CHANGE = ("workdir", "checkpoint", "evaluation.every", "evaluation.examples", "dataset.workers")
-SHOWN = ("reward", "reward_gain", "answer_prob", "accuracy", "entropy", "trace_length", "empty_trace_share")
+SHOWN = (
+    ("loss", "accuracy", "gradient_norm"),  # of supervised runs
+    ("reward", "reward_gain", "answer_prob", "accuracy", "entropy", "trace_length", "empty_trace_share"),
+)
 _EVALUATION_STREAM = 2**31 - 1  # Steps count up from 0; evaluation draws from a key that no step uses.
 
 
@@ -59,7 +61,7 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
 
     with (
         Checkpointer(folder / "checkpoints", keep=config.checkpoint.keep) as checkpointer,
-        MetricsWriter(folder, total_steps=config.steps, show=SHOWN) as writer,
+        MetricsWriter(folder, total_steps=config.steps, show=SHOWN[config.objective == "nrt"]) as writer,
         setup.train.batches(config.rollout.prompts, config.seed) as batches,
     ):
         if resumed and checkpointer.latest_step() is not None:
@@ -172,10 +174,11 @@ def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, 
 
 def _export(config: TrainConfig, setup: Setup, folder: Path, params) -> None:
     """Writes hf/, the whole policy, and with adapters adapter/, for PEFT."""
-    policy = setup.policy(params)
-    if setup.adapter is not None:
-        policy = lora.merge(policy, config.lora)
+    if setup.adapter is None:
+        policy = params
+    else:
         hf.save_adapter(folder / "adapter", setup.adapter, setup.model.config, params, setup.tokenizer, overwrite=True)
+        policy = checkpoints.load(folder / "adapter", param_dtype="float32")[1]  # exact: the base may run in bfloat16
     hf.save(
         folder / "hf",
         setup.model,

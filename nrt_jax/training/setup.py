@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from nrt_jax import hf
+from nrt_jax import checkpoints, hf
 from nrt_jax.data import formats
 from nrt_jax.data.encode import Encoded, Encoder
 from nrt_jax.data.formats import TraceFormat
@@ -18,8 +18,6 @@ from nrt_jax.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
-
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +57,6 @@ class Setup:
         return lora.combine(params, self.frozen)
 
 
-def model_path(name: str) -> Path:
-    """The folder of a built-in model, or the path itself."""
-    return ASSETS / name if (ASSETS / name / "config.json").is_file() else Path(name)
-
-
 def prepare(config: TrainConfig) -> Setup:
     """Loads model and data.
 
@@ -73,9 +66,14 @@ def prepare(config: TrainConfig) -> Setup:
     config.validate()
     questions = config.evaluation.questions
     opened = open_sources(config.data, config.dataset, num_held_out=questions, seed=config.seed)
-    folder = hf.local_folder(model_path(config.model))
+    location = checkpoints.locate(config.model)
+    if config.lora.rank and (location.has_adapter or location.arrays is not None):
+        raise UserError(
+            f"model: {config.model!r} is no Hugging Face folder, which adapters need as their base; "
+            "make one with python -m launch.convert to-hf"
+        )
     param_dtype = config.dtype if config.lora.rank else "float32"  # only what is trained needs float32
-    model, params, tokenizer = hf.load(folder, dtype=config.dtype, param_dtype=param_dtype)
+    model, params, tokenizer = checkpoints.load_location(location, dtype=config.dtype, param_dtype=param_dtype)
     known = set(tokenizer.get_vocab())
     trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
     adapter = frozen = None
@@ -83,7 +81,8 @@ def prepare(config: TrainConfig) -> Setup:
         model = dataclasses.replace(model, lora=config.lora)
         added = sorted(token_id for token, token_id in tokenizer.get_vocab().items() if token not in known)
         params, frozen = lora.split(model, params, added, jax.random.key(config.seed))
-        base = str(folder.absolute()) if model_path(config.model).is_dir() else config.model
+        is_local = checkpoints.is_local(config.model)
+        base = str(location.base.absolute()) if is_local else config.model
         adapter = hf.Adapter(config.lora, base, tuple(added))
     encoder = Encoder(tokenizer, trace_format, config.text)
     if config.text.chat_template:  # The export's users need what the policy was trained with.
@@ -111,6 +110,6 @@ def prepare(config: TrainConfig) -> Setup:
             answer=data.longest_answer,
             chunk_size=config.rollout.chunk_size,
         ),
-        model_folder=folder,
+        model_folder=location.base,
         max_length=max_length,
     )

@@ -93,8 +93,8 @@ def test_we_load_what_peft_made(base, tmp_path):
     torch.manual_seed(0)
     theirs = peft.get_peft_model(theirs, config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
-    tiny.tokenizer().save_pretrained(tmp_path / "adapter")
-    model, params, _ = checkpoints.load(tmp_path / "adapter")
+    model, params, tokenizer = checkpoints.load(tmp_path / "adapter")  # PEFT writes no tokenizer: the base's is taken
+    assert tokenizer.get_vocab() == tiny.tokenizer().get_vocab()
     assert np.abs(their_logits(theirs) - their_logits(their_base(base))).max() > 0.01
     np.testing.assert_allclose(model.logits(params, TOKENS), their_logits(theirs), rtol=0, atol=1e-4)
 
@@ -104,6 +104,12 @@ def test_we_load_what_peft_made(base, tmp_path):
     [
         ({"peft_type": "LOHA"}, "peft_type: LOHA is not supported; expected LORA"),
         ({"use_dora": True}, "use_dora: True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa is not supported; expected True or gaussian"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
+        ({"a_field_of_the_future": "x"}, "a_field_of_the_future: x is not supported; expected none"),
+        ({"trainable_token_indices": {"embed_tokens": ["x"]}}, "trainable_token_indices"),
+        ({"trainable_token_indices": {"embed_tokens": [13]}}, "13 is beyond the 13 rows"),
         ({"use_rslora": True}, "use_rslora: True"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save: \['lm_head'\]"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "target_modules.*expected a list of q_proj, k_proj"),
@@ -113,7 +119,7 @@ def test_we_load_what_peft_made(base, tmp_path):
         ({"r": 3}, r"lora_A.*found shape \(2, 8\).*\(3, 8\)"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path: found None"),
-        ({"base_model_name_or_path": "/no/where"}, "/no/where: no such folder"),
+        ({"base_model_name_or_path": "/no/where"}, r"adapter_config\.json: its base model cannot be found: /no/where"),
     ],
 )
 def test_an_adapter_that_does_something_else_is_refused_by_the_fields_name(tmp_path, changes, message):

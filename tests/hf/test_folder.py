@@ -63,6 +63,15 @@ def test_source_folder_keeps_its_own_keys(saved, tmp_path):
     assert len(hf.load(tmp_path / "again")[2]) == 14
 
 
+def test_eos_of_the_tokenizer_joins_a_list_that_lacks_it(saved, tmp_path):
+    for name in ("config.json", "generation_config.json"):
+        edit_json(saved / name, eos_token_id=[7, 8])
+    model, params, tokenizer = hf.load(saved)
+    hf.save(tmp_path / "again", model, params, tokenizer, source=saved)
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "again" / name).read_text())["eos_token_id"] == [7, 8, 2]
+
+
 def test_an_existing_folder_is_replaced_only_when_told_to(saved):
     (saved / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not empty"):
@@ -83,7 +92,7 @@ def test_a_write_that_fails_leaves_no_half_folder(saved, monkeypatch):
 
     monkeypatch.setattr(folder_module, "write_params", full)
     for path in (saved.parent / "new", saved):
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(UserError, match=r"cannot be written: No space left on device; nothing was changed"):
             hf.save(path, MODEL, tiny.params(tiny.LLAMA), tiny.tokenizer(), overwrite=True)
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
     hf.load(saved)

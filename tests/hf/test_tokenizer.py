@@ -92,6 +92,16 @@ def test_tokens_cannot_be_added_without_eos():
         hf.add_tokens(*model_with(), tokenizer, [DELIMITER])
 
 
+def test_a_token_that_would_take_the_id_of_another_is_not_added(tmp_path):
+    """The library numbers an added token by the count of those before it, which gaps in the ids make too small."""
+    tiny.tokenizer().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    del content["model"]["vocab"]["two"], content["model"]["vocab"]["three"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"gaps in its ids.*id 7, which another has"):
+        hf.add_tokens(*model_with(), hf.load_tokenizer(tmp_path), [DELIMITER])
+
+
 def test_tokenizer_that_exceeds_the_embedding_is_refused():
     check_vocabulary(tiny.tokenizer(), dataclasses.replace(tiny.LLAMA, vocab_size=9))
     with pytest.raises(UserError, match=r"vocab_size.*8 rows.*largest id is 8"):

@@ -148,8 +148,28 @@ def test_redundant_tensors_of_old_checkpoints_are_ignored(tmp_path):
     config = replaced(**TIED)
     write_params(tmp_path, config, tiny.params(config))
     inv_freq = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}
-    edit(tmp_path, **inv_freq, **{"lm_head.weight": np.zeros((13, 8), np.float32)})
+    embedding = np.asarray(tiny.params(config)["embedding"])
+    edit(tmp_path, **inv_freq, **{"lm_head.weight": embedding})
     assert "head" not in read_params(tmp_path, config)
+
+
+def test_a_head_of_its_own_under_a_config_that_ties_it_is_refused(tmp_path):
+    """transformers 5 would use it, 4 would not, and an export would lose it."""
+    config = replaced(**TIED)
+    write_params(tmp_path, config, tiny.params(config))
+    head = np.asarray(tiny.params(config)["embedding"]).copy()
+    head[-1, -1] += 1
+    edit(tmp_path, **{"lm_head.weight": head})
+    with pytest.raises(UserError, match=r"lm_head\.weight: differs from model\.embed_tokens\.weight"):
+        read_params(tmp_path, config)
+
+
+def test_what_overflows_float16_is_refused_by_name(tmp_path):
+    params = tiny.params(CONFIG)
+    write_params(tmp_path, CONFIG, params, dtype="float16")
+    params["final_norm"] = params["final_norm"].at[0].set(1e5)
+    with pytest.raises(UserError, match=r"model\.norm\.weight: 1e\+05 is too large for float16"):
+        write_params(tmp_path, CONFIG, params, dtype="float16")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import transformers
 
 from launch import generate
 from nrt_jax import checkpoints, tasks
+from nrt_jax.checkpoints import ASSETS
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import generation
-from nrt_jax.training.setup import ASSETS
 from tests import fixtures_serve
 from tests.fixtures_run import tokenizer
 from tests.fixtures_serve import torch_log_probs, write_checkpoint, write_jsonl

@@ -12,8 +12,8 @@ from launch.ablate import AblationConfig
 from launch.prepare import PrepareConfig
 from launch.pretrain import PretrainConfig
 from nrt_jax import tasks
+from nrt_jax.checkpoints import ASSETS
 from nrt_jax.training.config import TrainConfig
-from nrt_jax.training.setup import ASSETS
 
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)

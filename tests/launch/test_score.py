@@ -8,9 +8,9 @@ import transformers
 
 from launch import score
 from nrt_jax import checkpoints
+from nrt_jax.checkpoints import ASSETS
 from nrt_jax.evaluation import scoring
 from nrt_jax.rewards import AGGREGATIONS
-from nrt_jax.training.setup import ASSETS
 from tests import fixtures_serve
 from tests.fixtures_run import CHAT_TEMPLATE
 from tests.fixtures_serve import torch_log_probs, write_checkpoint

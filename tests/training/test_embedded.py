@@ -8,6 +8,7 @@ import pytest
 
 from configs import default
 from nrt_jax import hf, tasks
+from nrt_jax.checkpoints import ASSETS
 from nrt_jax.data import formats
 from nrt_jax.data.encode import Encoder, TextConfig
 from nrt_jax.rollout import sample
@@ -22,7 +23,7 @@ CHANCE = 1 / 12
 
 def hour_probabilities(base: str, kind: str) -> np.ndarray:
     """p of the two hours of the answer after traces of one kind, [64, 2]."""
-    model, params, tokenizer = hf.load(setup.ASSETS / base)
+    model, params, tokenizer = hf.load(ASSETS / base)
     trace_format, model, params, tokenizer = formats.resolve(formats.TraceFormatConfig(), model, params, tokenizer)
     encoder = Encoder(tokenizer, trace_format, TextConfig())
     rows, _ = encoder.encode_all(TASK.documents(64, 1, {kind: 1.0}))
@@ -35,7 +36,7 @@ def hour_probabilities(base: str, kind: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("base", "skill"), [("tiny", 0.95), ("tiny_weak", 0.7)])
 def test_the_base_has_the_skill_and_no_answer_without_working(base, skill):
-    assert sum(f.stat().st_size for f in (setup.ASSETS / base).iterdir()) < 4_000_000
+    assert sum(f.stat().st_size for f in (ASSETS / base).iterdir()) < 4_000_000
     assert hour_probabilities(base, "useful").mean() > skill
     for kind in ("empty", "filler", "irrelevant", "sloppy"):
         np.testing.assert_allclose(hour_probabilities(base, kind).mean(0), CHANCE, atol=0.02, err_msg=kind)

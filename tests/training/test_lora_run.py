@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from launch import cli, convert
+from launch import cli, convert, score
 from nrt_jax import checkpoints, hf
 from nrt_jax.data.formats import TraceFormatConfig
+from nrt_jax.errors import UserError
 from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.models import LoRAConfig
 from nrt_jax.training import loop
@@ -68,6 +69,60 @@ def test_run_folder_adapter_folder_and_merged_folder_are_one_policy(run, tmp_pat
         assert other == model
         chex.assert_trees_all_close(other_params, params, rtol=0, atol=1e-6)
         assert hf.token_id(tokenizer, DELIMITER) == len(tokenizer) - 1
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_exports_of_a_bfloat16_run_are_the_base_plus_the_adapter_in_float32(run, tmp_path, stored):
+    """In bfloat16 most of an adapter's small change would be rounded away."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    import transformers
+
+    config, _ = run
+    model, params, tokenizer = hf.load(config.model)
+    hf.save(tmp_path / "base", model, params, tokenizer, dtype=stored)
+    half = dataclasses.replace(config, model=str(tmp_path / "base"), dtype="bfloat16", steps=1)
+    loop.train(half, prepare(half), tmp_path / "run", lambda line: None)
+    args = ["to-hf", str(tmp_path / "run"), str(tmp_path / "converted"), "--dtype", "float32"]
+    cli.run(convert.main, convert.ConvertConfig, "convert", "", args=args)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    theirs.resize_token_embeddings(len(hf.load_tokenizer(tmp_path / "run" / "hf")), mean_resizing=False)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "run" / "adapter").merge_and_unload().state_dict()
+    for name in ("run/hf", "converted"):
+        ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert ours.dtype == torch.float32
+        for key, tensor in ours.state_dict().items():
+            np.testing.assert_allclose(tensor, theirs[key], rtol=0, atol=1e-6, err_msg=key)
+
+
+def test_score_takes_template_and_trace_format_from_the_run_unless_told_otherwise(run, tmp_path):
+    _, folder = run
+    row = {"question": "What is 50 plus 3?", "trace": "50 + 3 = 53", "answer": "It is 53."}
+    (tmp_path / "qa.jsonl").write_text(json.dumps(row))
+
+    def scored(checkpoint, *flags):
+        args = [f"--checkpoint={checkpoint}", f"--input={tmp_path}/qa.jsonl", f"--output={tmp_path}/out.jsonl", *flags]
+        cli.run(score.main, score.ScoreConfig, "score", "", implied=score.as_in_training, args=args)
+        return json.loads((tmp_path / "out.jsonl").read_text())["token_log_probs"]
+
+    closing = ("--trace.closing", DELIMITER)
+    own, given, other = scored(folder), scored(folder / "hf", *closing), scored(folder, "--trace.closing", "</think>")
+    np.testing.assert_allclose(own, given, rtol=0, atol=1e-5)
+    assert np.abs(np.subtract(own, other)).max() > 1e-3
+
+
+def test_generation_from_an_adapter_stops_where_its_base_does(run, tmp_path):
+    config, folder = run
+    location = checkpoints.locate(folder / "adapter")
+    assert str(location.base) == config.model
+    assert not (location.description / "generation_config.json").exists()
+
+
+def test_adapters_want_a_hugging_face_folder_as_their_base(run):
+    config, folder = run
+    with pytest.raises(UserError, match="is no Hugging Face folder, which adapters need"):
+        prepare(dataclasses.replace(config, model=str(folder)))
+    whole = prepare(dataclasses.replace(config, model=str(folder), lora=LoRAConfig()))  # without adapters it goes on
+    chex.assert_trees_all_close(whole.params, hf.load(folder / "hf")[1], rtol=0, atol=1e-6)
 
 
 def test_checkpoints_hold_the_adapters_alone(run):
