@@ -1,6 +1,7 @@
 """A run's data: its sources opened, checked and divided into training and held-out questions."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,10 +93,11 @@ def open_sources(names: Sequence[str], config: DataConfig, *, num_held_out: int,
     """
     if not names:
         raise UserError("data: is empty; expected the name of a task, or a file")
-    if config.weights and (len(config.weights) != len(names) or min(config.weights) <= 0):
+    usable = all(weight > 0 and math.isfinite(weight) for weight in config.weights)
+    if config.weights and (len(config.weights) != len(names) or not usable):
         raise UserError(
             f"dataset.weights: {', '.join(map(str, config.weights))} for {len(names)} sources; "
-            "expected one number above 0 for each"
+            "expected one finite number above 0 for each"
         )
     if config.held_out and all(name in tasks.TASKS for name in names):
         raise UserError(f"dataset.held_out: {config.held_out!r} given with task {names[0]!r}, which has its own split")

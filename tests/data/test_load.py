@@ -74,10 +74,15 @@ def test_task_takes_no_held_out_file():
         load_all("clock", config=DataConfig(held_out="x.jsonl"))
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, 1.0, 1.0)])
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, 1.0, 1.0), (NAN, 1.0), (1.0, NAN), (INF, 1.0)]
+)
 def test_weights_that_do_not_fit_are_refused(tmp_path, weights):
     names = [write_rows(tmp_path / f"{i}.jsonl", examples(5)) for i in range(2)]
-    with pytest.raises(UserError, match=r"dataset\.weights: .* for 2 sources; expected one number above 0 for each"):
+    with pytest.raises(UserError, match=r"dataset\.weights: .* for 2 sources; expected one finite number above 0 for each"):
         load_all(*names, config=DataConfig(weights=weights))
 
 

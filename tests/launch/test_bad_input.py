@@ -157,7 +157,7 @@ def test_template_together_with_a_chat_template_file(fails):
 
 def test_weights_that_do_not_fit_the_sources(fails):
     line = fails("--dataset.weights", "1", "2")
-    assert "dataset.weights: 1.0, 2.0 for 1 sources; expected one number above 0 for each" in line
+    assert "dataset.weights: 1.0, 2.0 for 1 sources; expected one finite number above 0 for each" in line
 
 
 def test_template_without_a_place_for_the_question(fails):
