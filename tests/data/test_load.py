@@ -82,7 +82,9 @@ NAN, INF = float("nan"), float("inf")
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, weights):
     names = [write_rows(tmp_path / f"{i}.jsonl", examples(5)) for i in range(2)]
-    with pytest.raises(UserError, match=r"dataset\.weights: .* for 2 sources; expected one finite number above 0 for each"):
+    with pytest.raises(
+        UserError, match=r"dataset\.weights: .* for 2 sources; expected one finite number above 0 for each"
+    ):
         load_all(*names, config=DataConfig(weights=weights))
 
 
