@@ -87,8 +87,9 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
     if config.objective == "nrt":
         learner_batch, metrics = _rollout(config, setup, state, batch_rows, rng)
     else:
-        with_trace = config.objective == "sft_with_trace"
-        learner_batch, metrics = from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace), {}
+        with_trace, longest = config.objective == "sft_with_trace", setup.max_length
+        learner_batch = from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace, max_length=longest)
+        metrics = {}
     for i in range(config.updates_per_step):
         state, losses = update(
             state,

@@ -230,6 +230,28 @@ def test_supervised_objectives_raise_the_likelihood_of_the_answers_they_are_show
     assert summary["token_prob_empty_trace_after"] > summary["token_prob_empty_trace_before"]
 
 
+def test_no_demonstration_is_longer_than_the_model_has_positions(config, tmp_path, monkeypatch):
+    """A trace of 300 numbers, for a run that may use 40 tokens a sample."""
+    rows = [dataclasses.replace(e, trace="1 " * 300) for e in examples(12)]
+    limited = dataclasses.replace(
+        config,
+        objective="sft_with_trace",
+        data=(str(write_rows(tmp_path / "long.jsonl", rows)),),
+        rollout=dataclasses.replace(config.rollout, max_length=40),
+    )
+    shapes, lengths = [], []
+
+    def update(state, batch, *_, **__):
+        shapes.append(batch.tokens.shape)
+        lengths.extend(batch.prompts.mask.sum(-1) + batch.masks.reference.sum((-2, -1)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        run(limited, tmp_path / "run")
+    assert lengths == [40] * 4 and shapes == [(4, 1, 40)]
+
+
 def test_several_updates_and_micro_batches_a_step(config, tmp_path):
     split = dataclasses.replace(config, updates_per_step=2, micro_batches=2, steps=2)
     run(split, tmp_path)
