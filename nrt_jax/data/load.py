@@ -41,7 +41,7 @@ class Data(Sequence[Encoded]):
         encoder: Text to ids.
         config: Weights, workers.
         held_out: Evaluation rows.
-        scans: What the pass over each source found.
+        scans: What the pass over each source found; those of training rows come first.
         longest_answer: Tokens of the longest y* of all rows, held-out ones included.
         has_traces: Whether training rows have demonstrations.
     """
@@ -66,6 +66,19 @@ class Data(Sequence[Encoded]):
                 return self.encoder.encode(part[index])
             index -= len(part)
         raise IndexError(index)
+
+    def report(self, *, with_trace: bool) -> list[str]:
+        """Lines on the sources some of whose rows are not used as one may think.
+
+        Args:
+            with_trace: Whether traces are learned from: training rows that lack one are then counted.
+        """
+        lines = []
+        for i, found in enumerate(self.scans):
+            lacking = len(found.rows) - found.num_traces if with_trace and i < len(self.parts) else 0
+            if found.left_out or lacking:
+                lines.append(f"{found}; {lacking} without a trace, trained on an empty one" if lacking else str(found))
+        return lines
 
     def batches(self, batch_size: int, seed: int, **shard: int) -> pipeline.Batches[list[Encoded]]:
         """Batches of training rows; `shard` as in `pipeline.Batches`."""
@@ -155,5 +168,5 @@ def load(
         longest_answer=max(
             *(found.longest_answer for found in scans[: len(parts)]), *(len(row.answer) for row in evaluated)
         ),
-        has_traces=any(found.has_traces for found in scans[: len(parts)]),
+        has_traces=any(found.num_traces for found in scans[: len(parts)]),
     )

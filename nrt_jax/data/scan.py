@@ -48,13 +48,13 @@ class Scan:
         rows: The good rows.
         left_out: Reason -> (number of bad rows, where the first one is).
         longest_answer: Tokens of the longest y* of a good row, EOS included.
-        has_traces: Whether a good row has a demonstration z that is not empty.
+        num_traces: Good rows that have a demonstration z that is not empty.
     """
 
     rows: Rows
     left_out: Mapping[str, tuple[int, str]]
     longest_answer: int
-    has_traces: bool
+    num_traces: int
 
     def __str__(self) -> str:
         source = self.rows.source
@@ -74,7 +74,7 @@ def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: in
     Raises:
         UserError: No row is good or, with `bad_rows` "stop", one is bad: the error names its file, row and problem.
     """
-    good, left_out, longest, has_traces = [], {}, 0, False
+    good, left_out, longest, num_traces = [], {}, 0, 0
     for start in range(0, len(source), _CHUNK):
         for i, found in _encode(source, range(start, min(start + _CHUNK, len(source))), encoder, config):
             limit = None if isinstance(found, BadRow) else encoder.over_limit(found, max_length)
@@ -82,7 +82,7 @@ def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: in
             if not isinstance(problem, BadRow):
                 good.append(i)
                 longest = max(longest, len(found.answer))
-                has_traces = has_traces or bool(found.example.trace)
+                num_traces += bool(found.trace)
                 continue
             if config.bad_rows == "stop":
                 columns = _columns(source, [problem.reason])
@@ -91,7 +91,7 @@ def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: in
             left_out[problem.reason] = (count + 1, first)
     if not good:
         raise _nothing_left(source, left_out, config)
-    return Scan(Rows(source, np.array(good, np.int64), config), left_out, longest, has_traces)
+    return Scan(Rows(source, np.array(good, np.int64), config), left_out, longest, num_traces)
 
 
 def _encode(

@@ -45,6 +45,22 @@ def test_bad_rows_are_neither_trained_on_nor_held_out(tmp_path):
     ]
 
 
+def test_rows_that_lack_a_trace_are_counted_where_traces_are_learned_from(tmp_path):
+    some = [dataclasses.replace(e, trace=(None, "", e.trace)[i % 3]) for i, e in enumerate(examples(9))]
+    none = [dataclasses.replace(e, trace=None) for e in examples(5)]
+    paths = [write_rows(tmp_path / f"{i}.jsonl", rows) for i, rows in enumerate((examples(8), some, none))]
+    paths[2].write_text(paths[2].read_text() + "no\n")
+    data = load_all(*paths, config=DataConfig(held_out=str(paths[2])))
+    left_out = "left out: 1 is not JSON (first: row 6)"
+    lines = [
+        f"data {paths[1]}: 9 of 9 rows; 6 without a trace, trained on an empty one",
+        f"data {paths[2]}: 5 of 6 rows; {left_out}; 5 without a trace, trained on an empty one",
+        f"data {paths[2]}: 5 of 6 rows; {left_out}",  # of the held-out rows, whose traces nothing reads
+    ]
+    assert data.report(with_trace=True) == lines
+    assert data.report(with_trace=False) == [lines[2]] * 2
+
+
 def test_own_held_out_source_leaves_all_rows_for_training(tmp_path):
     rows, others = examples(5), examples(4, start=50)
     held_out = write("parquet", tmp_path, [{"question": e.question, "answer": e.answer} for e in others])

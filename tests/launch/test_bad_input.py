@@ -1,5 +1,6 @@
 """Every mistake of a user ends in one line that names the field and the cure, before anything is written."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -123,6 +124,18 @@ def test_rows_left_out_are_listed_at_the_start_of_the_run(inputs, tmp_path, caps
     assert capsys.readouterr().out.startswith(
         f"data {path}: 20 of 22 rows; left out: 1 answer is missing (first: row 21), 1 is not JSON (first: row 22)\n"
     )
+
+
+def test_rows_without_a_trace_are_counted_when_traces_are_learned(inputs, tmp_path, capsys, monkeypatch):
+    rows = [dataclasses.replace(e, trace=None) if i < 3 else e for i, e in enumerate(examples(20))]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    monkeypatch.setattr(train.loop, "train", lambda *_: sys.exit(0))
+    args = [f"--model={inputs / 'model'}", f"--data={path}", f"--workdir={tmp_path / 'run'}", *SMALL]
+    for objective, line in (("sft_with_trace", f"data {path}: 20 of 20 rows; 3 without a trace"), ("sft", "")):
+        with pytest.raises(SystemExit):
+            cli.run(train.main, TrainConfig, "python -m launch.train", "", args=[*args, f"--objective={objective}"])
+        out = capsys.readouterr().out
+        assert out.startswith(line) and ("without a trace" in out) == bool(line)
 
 
 def test_column_that_no_row_has(fails):
