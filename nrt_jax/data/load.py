@@ -87,7 +87,7 @@ class Data(Sequence[Encoded]):
             batch_size,
             transform=self.encoder.encode_many,
             workers=self.config.workers,
-            identity=[len(part) for part in self.parts],
+            identity=[part.fingerprint() for part in self.parts],
             **shard,
         )
 

@@ -204,11 +204,16 @@ def test_run_on_a_mixture_of_files_goes_on_exactly_and_with_any_number_of_worker
 
 def test_run_whose_data_have_changed_does_not_go_on(mixed, tmp_path):
     config, _ = mixed
-    short = dataclasses.replace(config, data=(str(write_rows(tmp_path / "rows.jsonl", examples(12))), config.data[1]))
+    path = write_rows(tmp_path / "rows.jsonl", examples(12))
+    short = dataclasses.replace(config, data=(str(path), config.data[1]))
     run(dataclasses.replace(short, steps=1), tmp_path / "run")
-    write_rows(tmp_path / "rows.jsonl", examples(13))
-    with pytest.raises(UserError, match=r"rows are \[13, 7\], but were \[12, 7\] when the checkpoint was written"):
-        run(short, tmp_path / "run")
+    for text, rows in ((path.read_text() + path.read_text(), 24), (path.read_text().replace("11 plus", "12 plus"), 12)):
+        path.write_text(text)
+        with pytest.raises(
+            UserError,
+            match=rf"rows are \['{rows} rows \w+', '7 rows (\w+)'\], but were \['12 rows \w+', '7 rows \1'\] when",
+        ):
+            run(short, tmp_path / "run")
 
 
 def test_finished_run_called_again_changes_nothing(config, finished):
