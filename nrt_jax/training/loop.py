@@ -56,11 +56,12 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
     before = _answers_before(config, setup, folder)
     hard = hard_tokens(before)
     _log_answers(log, "before", config, setup, before)
+    shard = {"shard_index": jax.process_index(), "num_shards": jax.process_count()}
 
     with (
         Checkpointer(folder / "checkpoints", keep=config.checkpoint.keep) as checkpointer,
         MetricsWriter(folder, total_steps=config.steps, show=SHOWN) as writer,
-        setup.train.batches(config.rollout.prompts, config.seed) as batches,
+        setup.train.batches(config.rollout.prompts, config.seed, **shard) as batches,
     ):
         if resumed and checkpointer.latest_step() is not None:
             state, extra = checkpointer.restore(abstract_state(setup.params, optimizer))

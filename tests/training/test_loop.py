@@ -235,6 +235,31 @@ def test_supervised_objectives_raise_the_likelihood_of_the_answers_they_are_show
     assert summary["token_prob_empty_trace_after"] > summary["token_prob_empty_trace_before"]
 
 
+def test_each_process_takes_its_part_of_a_batch(config, tmp_path, monkeypatch):
+    taken = []
+
+    def step(*args):
+        taken.append([row.example for row in args[4]])
+        raise KeyboardInterrupt
+
+    class Seen:
+        """JAX as the loop sees it in process `index` of `count`; the rest of the run has one."""
+
+        def __init__(self, index, count):
+            self.process_index, self.process_count = (lambda: index), (lambda: count)
+
+        def __getattr__(self, name):
+            return getattr(jax, name)
+
+    monkeypatch.setattr(loop, "_step", step)
+    for index, count in ((0, 1), (0, 2), (1, 2)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(loop, "jax", Seen(index, count))
+            run(config, tmp_path / f"{index}{count}")
+    alone, first, second = taken
+    assert len(first) == len(second) == 2 and first + second == alone
+
+
 def test_no_demonstration_is_longer_than_the_model_has_positions(config, tmp_path, monkeypatch):
     """A trace of 300 numbers, for a run that may use 40 tokens a sample."""
     rows = [dataclasses.replace(e, trace="1 " * 300) for e in examples(12)]
