@@ -18,9 +18,8 @@ from nrt_jax.training.config import TrainConfig
 def main(config: TrainConfig) -> None:
     """Loads, trains, and says what came out and where it is."""
     prepared = setup.prepare(config)
-    for scan in prepared.train.scans:
-        if scan.left_out:
-            print(scan)
+    for line in prepared.train.report(with_trace=config.objective == "sft_with_trace"):
+        print(line)
     if prepared.model_folder.parent != checkpoints.ASSETS and config.optimizer == default.get_config().optimizer:
         print(
             f"note: learning rate {config.optimizer.learning_rate:g} is sized for the embedded model; "

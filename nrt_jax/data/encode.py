@@ -5,7 +5,7 @@ merge across a boundary and move the reference's tokens.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,6 @@ from nrt_jax.data.example import Example
 from nrt_jax.data.formats import TraceFormat
 from nrt_jax.data.segments import Segments
 from nrt_jax.data.template import Template, TextConfig
-from nrt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -82,36 +81,13 @@ class Encoder:
         # Many chat templates write BOS themselves.
         return [(*(() if tuple(ids[:1]) == start else start), *ids, *self.format.opening) for ids in prompts]
 
-    def encode_all(
-        self, examples: Iterable[Example], *, max_length: int | None = None, name: str = "data"
-    ) -> tuple[list[Encoded], dict[str, int]]:
-        """Encodes examples and leaves out those over the limits.
+    def over_limit(self, encoded: Encoded, max_length: int | None) -> str | None:
+        """Which limit an example is over, or None.
 
         Args:
-            examples: What to encode.
+            encoded: The example; its trace does not count, since it can be cut.
             max_length: Most tokens of prompt, delimiter and answer together; None for no such limit.
-            name: What the examples are called in an error.
-
-        Returns:
-            The encoded examples, and how many were left out for which reason.
-
-        Raises:
-            UserError: None is left.
         """
-        kept, left_out = [], {}
-        for encoded in self.encode_many(list(examples)):
-            reason = self.over_limit(encoded, max_length)
-            if reason:
-                left_out[reason] = left_out.get(reason, 0) + 1
-            else:
-                kept.append(encoded)
-        if not kept:
-            why = "; ".join(f"{count} {reason}" for reason, count in left_out.items()) or "it has no rows"
-            raise UserError(f"{name}: no example is left ({why}); expected at least one row within the limits")
-        return kept, left_out
-
-    def over_limit(self, encoded: Encoded, max_length: int | None) -> str | None:
-        """Which limit an example is over, or None; `max_length` as in `encode_all`."""
         if len(encoded.prompt) > self.config.max_prompt_length:
             return "longer than text.max_prompt_length"
         if len(encoded.answer) > self.config.max_answer_length:

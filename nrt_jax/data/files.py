@@ -5,11 +5,12 @@ Each source is a sequence of rows (`__len__`, `__getitem__`) with a `name`, `whe
 own.
 """
 
-import collections
 import dataclasses
+import errno
 import functools
 import json
 import mmap
+import tempfile
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ import numpy as np
 from nrt_jax.data.example import BadRow
 from nrt_jax.errors import UserError
 
-#: Row groups of a Parquet file that stay decoded: a shuffle seldom comes back to one soon.
-_KEPT_GROUPS = 4
+#: Rows of a Parquet file that are copied at once.
+_COPIED_ROWS = 4096
 
 
 class JsonRows:
@@ -129,21 +130,24 @@ def json_list(path: str) -> ListRows:
 
 
 class ArrowRows:
-    """Rows of Arrow tables that are loaded part by part: row groups of Parquet files, or one memory-mapped table."""
+    """Rows of Arrow tables that are mapped into memory: of each, only the rows that are asked for are read."""
 
     def __init__(self, name: str, parts: Sequence[tuple[Callable, tuple]], sizes: Sequence[int], columns: list[str]):
         """Parts as (function, arguments) that give a table, their numbers of rows, and all columns' names."""
         self.name = name
         self._parts, self._columns = parts, columns
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._tables = collections.OrderedDict()
+        self._tables = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        row = self._table(part).slice(int(index - self._starts[part]), 1)
+        if part not in self._tables:
+            load, arguments = self._parts[part]
+            self._tables[part] = load(*arguments)
+        row = self._tables[part].slice(int(index - self._starts[part]), 1)
         try:
             return next(iter(row.to_pylist()), {})  # A table of no columns has no rows either.
         except UnicodeDecodeError as error:
@@ -157,43 +161,63 @@ class ArrowRows:
         """Names of the table's columns."""
         return self._columns
 
-    def _table(self, part: int):
-        if part not in self._tables:
-            load, arguments = self._parts[part]
-            self._tables[part] = load(*arguments)
-            if len(self._tables) > _KEPT_GROUPS:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(part)
-        return self._tables[part]
+    def __getstate__(self):
+        return vars(self) | {"_tables": {}}
+
+
+class ParquetRows(ArrowRows):
+    """Rows of Parquet files, in a copy that can be read at random; Parquet itself gives whole row groups only.
+
+    Opening writes the wanted columns, uncompressed, into a temporary folder (under TMPDIR), which takes several times
+    the room that they take in the files. It is removed with this object, or when its process ends (not if it is
+    killed). Other processes that are sent the rows read the same copy.
+    """
+
+    def __init__(self, name: str, paths: Sequence[Path], wanted: Sequence[str]):
+        """Raises UserError if a file cannot be read, or there is no room for the copy."""
+        folder = tempfile.TemporaryDirectory(prefix="nrt_jax_rows_")
+        parts, sizes, columns = [], [], {}
+        for i, path in enumerate(paths):
+            copy = str(Path(folder.name) / f"{i}.arrow")
+            names, size = _copy_as_arrow(str(path), copy, wanted)
+            parts.append((_mapped_table, (copy,)))
+            sizes.append(size)
+            columns |= dict.fromkeys(names)
+        super().__init__(name, parts, sizes, list(columns))
+        self._folder = folder
 
     def __getstate__(self):
-        return vars(self) | {"_tables": collections.OrderedDict()}
+        return super().__getstate__() | {"_folder": None}  # It belongs to the process that made it.
 
 
-def parquet(name: str, paths: Sequence[Path], wanted: Sequence[str]) -> ArrowRows:
-    """Rows of one or more Parquet files, of which only the columns `wanted` are read."""
+def _copy_as_arrow(path: str, copy: str, wanted: Sequence[str]) -> tuple[list[str], int]:
+    """Writes the wanted columns of a Parquet file as an Arrow stream; all columns' names, and the number of rows."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parts, sizes, columns = [], [], {}
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                names = file.schema_arrow.names
-                groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-            raise unreadable(str(path), error, "a Parquet file") from error
-        columns |= dict.fromkeys(names)
-        read = tuple(column for column in wanted if column in names)
-        parts += [(_row_group, (str(path), i, read)) for i in range(len(groups))]
-        sizes += groups
-    return ArrowRows(name, parts, sizes, list(columns))
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            read = [column for column in wanted if column in names]
+            # Streams, unlike Arrow files, may hold columns whose dictionary changes on the way.
+            schema = file.read_row_groups([], columns=read).schema
+            with pa.OSFile(copy, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+                for batch in file.iter_batches(_COPIED_ROWS, columns=read):
+                    writer.write_batch(batch)
+            return names, file.metadata.num_rows
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise UserError(
+                f"data: no room in {tempfile.gettempdir()!r} for an uncompressed copy of {path!r}; "
+                "expected some; name another folder by the environment variable TMPDIR"
+            ) from error
+        raise unreadable(path, error, "a Parquet file") from error
 
 
-def _row_group(path: str, index: int, columns: tuple[str, ...]):
-    import pyarrow.parquet as pq
+def _mapped_table(path: str):
+    import pyarrow as pa
 
-    with pq.ParquetFile(path) as file:
-        return file.read_row_group(index, columns=list(columns))
+    return pa.ipc.open_stream(pa.memory_map(path)).read_all()
 
 
 def arrow_folder(name: str, path: Path, split: str, wanted: Sequence[str]) -> ArrowRows:

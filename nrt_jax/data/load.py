@@ -1,6 +1,7 @@
 """A run's data: its sources opened, checked and divided into training and held-out questions."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ class Data(Sequence[Encoded]):
         encoder: Text to ids.
         config: Weights, workers.
         held_out: Evaluation rows.
-        scans: What the pass over each source found.
+        scans: What the pass over each source found; those of training rows come first.
         longest_answer: Tokens of the longest y* of all rows, held-out ones included.
         has_traces: Whether training rows have demonstrations.
     """
@@ -66,6 +67,19 @@ class Data(Sequence[Encoded]):
             index -= len(part)
         raise IndexError(index)
 
+    def report(self, *, with_trace: bool) -> list[str]:
+        """Lines on the sources some of whose rows are not used as one may think.
+
+        Args:
+            with_trace: Whether traces are learned from: training rows that lack one are then counted.
+        """
+        lines = []
+        for i, found in enumerate(self.scans):
+            lacking = len(found.rows) - found.num_traces if with_trace and i < len(self.parts) else 0
+            if found.left_out or lacking:
+                lines.append(f"{found}; {lacking} without a trace, trained on an empty one" if lacking else str(found))
+        return lines
+
     def batches(self, batch_size: int, seed: int, **shard: int) -> pipeline.Batches[list[Encoded]]:
         """Batches of training rows; `shard` as in `pipeline.Batches`."""
         return pipeline.Batches(
@@ -73,7 +87,7 @@ class Data(Sequence[Encoded]):
             batch_size,
             transform=self.encoder.encode_many,
             workers=self.config.workers,
-            identity=[len(part) for part in self.parts],
+            identity=[part.fingerprint() for part in self.parts],
             **shard,
         )
 
@@ -92,10 +106,11 @@ def open_sources(names: Sequence[str], config: DataConfig, *, num_held_out: int,
     """
     if not names:
         raise UserError("data: is empty; expected the name of a task, or a file")
-    if config.weights and (len(config.weights) != len(names) or min(config.weights) <= 0):
+    usable = all(weight > 0 and math.isfinite(weight) for weight in config.weights)
+    if config.weights and (len(config.weights) != len(names) or not usable):
         raise UserError(
             f"dataset.weights: {', '.join(map(str, config.weights))} for {len(names)} sources; "
-            "expected one number above 0 for each"
+            "expected one finite number above 0 for each"
         )
     if config.held_out and all(name in tasks.TASKS for name in names):
         raise UserError(f"dataset.held_out: {config.held_out!r} given with task {names[0]!r}, which has its own split")
@@ -153,5 +168,5 @@ def load(
         longest_answer=max(
             *(found.longest_answer for found in scans[: len(parts)]), *(len(row.answer) for row in evaluated)
         ),
-        has_traces=any(found.has_traces for found in scans[: len(parts)]),
+        has_traces=any(found.num_traces for found in scans[: len(parts)]),
     )

@@ -63,7 +63,7 @@ class Batches(Generic[T]):
             workers: Processes that read ahead; 0 reads when asked. Their number changes no batch.
             shard_index: p.
             num_shards: n.
-            identity: JSON value that says what the rows are, such as their number; a state of others is refused.
+            identity: JSON value that says what the rows are, such as their fingerprints; a state of others is refused.
         """
         if batch_size % num_shards:
             raise UserError(

@@ -20,7 +20,7 @@ class DataConfig:
         weights: How often a question comes from each source of `--data`; empty for all rows equally often.
         question_column: Name of the question in a row.
         answer_column: Name of the answer in a row.
-        trace_column: Name of the reasoning trace in a row, which may lack it.
+        trace_column: Name of the reasoning trace in a row, which may lack it or hold null.
         messages_column: Name of the chat in a row without a question: its last assistant turn is the answer, all
             before it the question.
         bad_rows: `skip` leaves out and counts rows that are no examples; `stop` refuses the first of them.
@@ -59,7 +59,8 @@ def parse(row: Any, config: DataConfig) -> Example:
     if not isinstance(row, Mapping):
         raise BadRow("is not an object", f"is a {type(row).__name__}; expected an object")
     trace = row.get(config.trace_column)
-    trace = _text("trace", config.trace_column, trace) if isinstance(trace, str | bytes) else None
+    if trace is not None:
+        trace = _checked("trace", config.trace_column, trace, "text or null (set --dataset.trace-column)")
     if row.get(config.question_column) is None and row.get(config.messages_column) is not None:
         *history, (_, question), (_, answer) = _turns(row[config.messages_column], config.messages_column)
         return Example(question, answer, trace, tuple(history))
@@ -76,14 +77,17 @@ def _required(field: str, column: str, row: Mapping[str, Any]) -> str:
     flag += ", --dataset.messages-column for chats)" if field == "question" else ")"
     if column not in row:
         raise BadRow(f"{field} is missing", f"{field} column {column!r} is missing; expected non-empty text {flag}")
-    value = row[column]
-    if not isinstance(value, str | bytes):
-        found = f"{field} column {column!r} is {value!r:.40}"
-        raise BadRow(f"{field} is not text", f"{found}; expected non-empty text {flag}")
-    text = _text(field, column, value)
+    text = _checked(field, column, row[column], f"non-empty text {flag}")
     if not text.strip():
         raise BadRow(f"{field} is empty", f"{field} column {column!r} is {text!r:.40}; expected non-empty text {flag}")
     return text
+
+
+def _checked(field: str, column: str, value: Any, expected: str) -> str:
+    """What a column holds, which must be text."""
+    if not isinstance(value, str | bytes):
+        raise BadRow(f"{field} is not text", f"{field} column {column!r} is {value!r:.40}; expected {expected}")
+    return _text(field, column, value)
 
 
 def _text(field: str, column: str, value: str | bytes) -> str:

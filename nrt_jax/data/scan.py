@@ -1,6 +1,8 @@
 """One pass over a source before a run: which rows are good, what is wrong with the others, and how long they are."""
 
 import dataclasses
+import hashlib
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -22,11 +24,13 @@ class Rows(Sequence[Example]):
     Attributes:
         source: All rows.
         indices: [N] int64, the good ones.
+        hashes: [N] uint64, of the token ids of each.
         config: Columns.
     """
 
     source: Source
     indices: np.ndarray
+    hashes: np.ndarray
     config: DataConfig
 
     def __len__(self) -> int:
@@ -37,7 +41,11 @@ class Rows(Sequence[Example]):
 
     def take(self, start: int, stop: int) -> "Rows":
         """A part of the rows."""
-        return dataclasses.replace(self, indices=self.indices[start:stop])
+        return dataclasses.replace(self, indices=self.indices[start:stop], hashes=self.hashes[start:stop])
+
+    def fingerprint(self) -> str:
+        """Number and hash of the rows: another one if any token id of any row is another, or their order is."""
+        return f"{len(self)} rows {hashlib.blake2b(self.hashes.astype('<u8').tobytes(), digest_size=8).hexdigest()}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +56,13 @@ class Scan:
         rows: The good rows.
         left_out: Reason -> (number of bad rows, where the first one is).
         longest_answer: Tokens of the longest y* of a good row, EOS included.
-        has_traces: Whether a good row has a demonstration z that is not empty.
+        num_traces: Good rows that have a demonstration z that is not empty.
     """
 
     rows: Rows
     left_out: Mapping[str, tuple[int, str]]
     longest_answer: int
-    has_traces: bool
+    num_traces: int
 
     def __str__(self) -> str:
         source = self.rows.source
@@ -63,7 +71,7 @@ class Scan:
 
 
 def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: int | None = None) -> Scan:
-    """Reads and tokenizes every row of a source once; of what it read, it keeps the numbers of the good rows only.
+    """Reads and tokenizes every row of a source once; of what it read, it keeps numbers and hashes of the good rows.
 
     Args:
         source: Rows.
@@ -74,15 +82,16 @@ def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: in
     Raises:
         UserError: No row is good or, with `bad_rows` "stop", one is bad: the error names its file, row and problem.
     """
-    good, left_out, longest, has_traces = [], {}, 0, False
+    good, hashes, left_out, longest, num_traces = [], array("Q"), {}, 0, 0
     for start in range(0, len(source), _CHUNK):
         for i, found in _encode(source, range(start, min(start + _CHUNK, len(source))), encoder, config):
             limit = None if isinstance(found, BadRow) else encoder.over_limit(found, max_length)
             problem = BadRow(limit) if limit else found
             if not isinstance(problem, BadRow):
                 good.append(i)
+                hashes.append(_hash(found))
                 longest = max(longest, len(found.answer))
-                has_traces = has_traces or bool(found.example.trace)
+                num_traces += bool(found.trace)
                 continue
             if config.bad_rows == "stop":
                 columns = _columns(source, [problem.reason])
@@ -91,7 +100,14 @@ def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: in
             left_out[problem.reason] = (count + 1, first)
     if not good:
         raise _nothing_left(source, left_out, config)
-    return Scan(Rows(source, np.array(good, np.int64), config), left_out, longest, has_traces)
+    rows = Rows(source, np.array(good, np.int64), np.array(hashes, np.uint64), config)
+    return Scan(rows, left_out, longest, num_traces)
+
+
+def _hash(encoded: Encoded) -> int:
+    """64 bits that are the same in every process, of all that is trained on."""
+    ids = repr((encoded.prompt, encoded.answer, encoded.trace)).encode()
+    return int.from_bytes(hashlib.blake2b(ids, digest_size=8).digest(), "little")
 
 
 def _encode(

@@ -7,11 +7,10 @@ sample gets the space where, and only where, transformers would write it into th
 """
 
 import json
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nrt_jax.data.template import Pieces
+from nrt_jax.data.template import Pieces, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -26,13 +25,11 @@ class Segments:
         self._tokenizer = tokenizer
         self._added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
         self._added_ids = frozenset(self._added.values())
-        special = sorted(
-            (t.content for t in tokenizer.added_tokens_decoder.values() if t.special), key=len, reverse=True
-        )
-        self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")") if special else None
+        self._special = special_tokens(tokenizer)
         self._bare = _without_prefix(tokenizer)
         # Whether a stretch after a special token begins as a text does.
-        self._restarts = not special or self._template_ids([special[0] + _PROBE])[0][1:] == self._plain_ids([_PROBE])[0]
+        special = next((t.content for t in tokenizer.added_tokens_decoder.values() if t.special), None)
+        self._restarts = not special or self._template_ids([special + _PROBE])[0][1:] == self._plain_ids([_PROBE])[0]
 
     def encode(self, texts: Sequence[str], previous: Sequence[int | None] | None = None) -> list[list[int]]:
         """Ids of texts in which nothing is a special token.

@@ -86,14 +86,14 @@ def open_rows(name: str, config: DataConfig) -> Source:
         missing = f"cannot read {name!r}: No such file or directory; expected a file or folder of rows"
         raise UserError(f"data: {missing}" if path.suffix else f"data: {name!r} {known}")
     if path.suffix == ".parquet":
-        return files.parquet(name, [path], config.columns)
+        return files.ParquetRows(name, [path], config.columns)
     return files.json_list(name) if path.suffix == ".json" else files.jsonl(name)
 
 
 def _open_folder(name: str, path: Path, split: str, columns: Sequence[str]) -> Source:
     parquet = sorted(path.glob("*.parquet"))
     if parquet and not split:
-        return files.parquet(name, parquet, columns)
+        return files.ParquetRows(name, parquet, columns)
     if any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
         return files.arrow_folder(name, path, split, columns)
     raise UserError(

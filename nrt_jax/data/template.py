@@ -1,6 +1,7 @@
 """Templates: the text of a prompt, from the turns of a chat or one question."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ class TextConfig:
 
 
 PLAIN_TEMPLATE = "{question}\n"
-_PLACE = "\N{OBJECT REPLACEMENT CHARACTER}turn %d\N{OBJECT REPLACEMENT CHARACTER}"
+_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"  # Neither space nor letter: what templates trim and change.
 
 #: A prompt's text in pieces: (text, whether special tokens are meant where it spells them).
 Pieces = list[tuple[str, bool]]
@@ -53,21 +54,24 @@ class Template:
         self._text = config.template
         self._file = _read(config.chat_template)
         self._is_chat = not config.template and bool(self._file or tokenizer.chat_template)
-        self._special_texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = special_tokens(tokenizer)
         self._check(f"text.chat_template: {config.chat_template!r}" if config.chat_template else "")
 
     def render(self, example: Example) -> Pieces:
         """The prompt in pieces: one, unless a turn spells a special token, which stays text.
 
+        Joined, the pieces are what the template makes of the turns, whether they spell special tokens or not.
+
         Raises:
-            BadRow: The chat template refuses the turns.
+            BadRow: The chat template refuses the turns, or changes a special token that they spell.
         """
         contents = [*(content for _, content in example.history), example.question]
         if not (self._text or self._is_chat):
             return [(PLAIN_TEMPLATE.replace("{question}", "\n".join(contents)), False)]
-        if not any(text in content for content in contents for text in self._special_texts):
-            return [(self._fill(example.history, contents), True)]
-        return self._split(self._fill(example.history, [_PLACE % i for i in range(len(contents))]), contents)
+        whole = self._fill(example.history, contents)
+        if self._special is None or not any(map(self._special.search, contents)):
+            return [(whole, True)]
+        return self._split(example.history, contents, whole)
 
     def _fill(self, history: Sequence[tuple[str, str]], contents: Sequence[str]) -> str:
         """The template with the given contents of all turns, the question last."""
@@ -83,30 +87,53 @@ class Template:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise BadRow("chat template refuses it", f"the chat template fails on its turns ({reason})") from error
 
-    @staticmethod
-    def _split(text: str, contents: Sequence[str]) -> Pieces:
-        """The rendered text with each place taken by its turn's content."""
-        pieces: Pieces = [(text, True)]
-        for i, content in enumerate(contents):
-            cut = [(piece.split(_PLACE % i) if meant else [piece], meant) for piece, meant in pieces]
-            pieces = []
-            for parts, meant in cut:
-                for number, part in enumerate(parts):
-                    pieces += [(content, False)] * (number > 0) + [(part, meant)]
+    def _split(self, history: Sequence[tuple[str, str]], contents: Sequence[str], whole: str) -> Pieces:
+        """`whole`, what the template makes of `contents`, in pieces.
+
+        Each special token that a turn spells is rendered as a place, and put back where its place came out. A place is
+        a number between two runs of marks that are longer than any other, so that nothing else is taken for one.
+        """
+        mark = _MARK
+        while any(mark in text for text in (whole, *contents)):
+            mark += _MARK
+        spelt: dict[str, str] = {}
+
+        def place(found: re.Match) -> str:
+            number = str(len(spelt))
+            spelt[number] = found[0]
+            return mark + number + mark
+
+        rendered = self._fill(history, [self._special.sub(place, content) for content in contents])
+        parts = re.split(f"{mark}([0-9]+){mark}", rendered)
+        pieces = [(spelt.get(part, ""), False) if i % 2 else (part, True) for i, part in enumerate(parts)]
+        if "".join(text for text, _ in pieces) != whole:
+            tokens = ", ".join(dict.fromkeys(spelt.values()))[:200]
+            raise BadRow(
+                "chat template changes a special token of its turns",
+                f"the chat template changes a special token that its turns spell ({tokens}); expected them to stay",
+            )
         return [piece for piece in pieces if piece[0]]
 
     def _check(self, given: str) -> None:
         """Raises UserError if a question alone cannot be rendered, or is not there afterwards."""
         if not self._is_chat:
             return
+        probe = f"{_MARK}0{_MARK}"
         field = given or "tokenizer: its chat template"
         mend = "mend it, or pass --text.chat-template FILE or --text.template TEXT"
         try:
-            text = self._fill((), [_PLACE % 0])
+            text = self._fill((), [probe])
         except BadRow as error:
             raise UserError(f"{field}: cannot be rendered, {error}; {mend}") from error
-        if _PLACE % 0 not in text:
+        if probe not in text:
             raise UserError(f"{field}: drops the question of a user's turn; {mend}")
+
+
+def special_tokens(tokenizer: "Tokenizer") -> re.Pattern | None:
+    """Finds texts that spell a special token, the longest first, as one group; None if there are no such tokens."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    longest_first = sorted(special, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if special else None
 
 
 def _read(path: str) -> str:

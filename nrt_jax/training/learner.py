@@ -102,16 +102,23 @@ def from_rollout(
     )
 
 
-def from_demonstrations(encoder: Encoder, rows: Sequence[Encoded], *, with_trace: bool) -> LearnerBatch:
+def from_demonstrations(
+    encoder: Encoder, rows: Sequence[Encoded], *, with_trace: bool, max_length: int | None = None
+) -> LearnerBatch:
     """A supervised batch, K = 1: all of trace, delimiter and answer are learned with equal weight.
 
     Args:
         encoder: Pads the prompts.
         rows: P examples.
         with_trace: Whether the examples' traces are put in; else the trace is empty (answer-only fine-tuning).
+        max_length: Most tokens of prompt, trace, delimiter and answer together; a longer sample loses the tail of its
+            trace, never of its answer. `rollout.max_trace_length` limits what is sampled, not demonstrations.
     """
     delimiter, opening = encoder.format.delimiter, len(encoder.format.opening)
     traces = [row.trace or () if with_trace else () for row in rows]
+    if max_length is not None:
+        room = [max(max_length - len(row.prompt) - 1 - len(row.answer), 0) for row in rows]
+        traces = [trace[:most] for trace, most in zip(traces, room, strict=True)]
     tokens, mask = pad([(row.prompt[-1], *z, delimiter, *row.answer) for row, z in zip(rows, traces, strict=True)])
     tokens, mask = tokens[:, None], mask[:, None]
     mask[..., 0] = bool(opening)

@@ -58,11 +58,12 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
     before = _answers_before(config, setup, folder)
     hard = hard_tokens(before)
     _log_answers(log, "before", config, setup, before)
+    shard = {"shard_index": jax.process_index(), "num_shards": jax.process_count()}
 
     with (
         Checkpointer(folder / "checkpoints", keep=config.checkpoint.keep) as checkpointer,
         MetricsWriter(folder, total_steps=config.steps, show=SHOWN[config.objective == "nrt"]) as writer,
-        setup.train.batches(config.rollout.prompts, config.seed) as batches,
+        setup.train.batches(config.rollout.prompts, config.seed, **shard) as batches,
     ):
         if resumed and checkpointer.latest_step() is not None:
             state, extra = checkpointer.restore(abstract_state(setup.params, optimizer))
@@ -89,8 +90,9 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
     if config.objective == "nrt":
         learner_batch, metrics = _rollout(config, setup, state, batch_rows, rng)
     else:
-        with_trace = config.objective == "sft_with_trace"
-        learner_batch, metrics = from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace), {}
+        with_trace, longest = config.objective == "sft_with_trace", setup.max_length
+        learner_batch = from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace, max_length=longest)
+        metrics = {}
     for i in range(config.updates_per_step):
         state, losses = update(
             state,

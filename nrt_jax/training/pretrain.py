@@ -106,8 +106,7 @@ def _run_phase(config, name, phase, seed, model, params, encoder: Encoder, task,
     """One phase of updates with an optimizer of its own, each document used once."""
     if phase.steps < 1:
         raise UserError(f"{name}.steps: {phase.steps} is not positive; expected a number above 0")
-    documents = task.documents(phase.steps * config.batch_size, seed, phase.mixture)
-    rows, _ = encoder.encode_all(documents)
+    rows = encoder.encode_many(task.documents(phase.steps * config.batch_size, seed, phase.mixture))
     batches = pipeline.Batches(pipeline.shuffled(rows, seed), config.batch_size)
     adamw = OptimizerConfig(learning_rate=phase.learning_rate, warmup_updates=50, schedule="cosine")
     optimizer = make_optimizer(adamw, phase.steps)

@@ -90,30 +90,15 @@ def test_template_without_a_place_for_the_question_is_refused():
         encoder(template="Answer!")
 
 
-def test_examples_over_a_limit_are_left_out_and_counted_and_the_rest_keep_their_order():
-    rows = examples(3)
-    long_question = Example(" ".join(["plus"] * 30), "It is 3.")
-    long_answer = Example("1", " ".join(["plus"] * 30))
-    settings = {"max_prompt_length": 20, "max_answer_length": 20}
-    mixed = [rows[0], long_question, rows[1], long_answer, long_question, rows[2]]
-    kept, left_out = encoder(**settings).encode_all(mixed)
-    assert [row.example for row in kept] == rows
-    assert left_out == {"longer than text.max_prompt_length": 2, "longer than text.max_answer_length": 1}
-
-
-def test_limits_count_bos_opening_tag_and_eos():
-    example = Example("What is 1 plus 3?", "It is 4.")
-    exact = encoder(TAGS).encode(example)
+def test_limits_count_bos_opening_tag_delimiter_and_eos():
+    exact = encoder(TAGS).encode(Example("What is 1 plus 3?", "It is 4.", "1 + 3 = 4"))
     limits = {"max_prompt_length": len(exact.prompt), "max_answer_length": len(exact.answer)}
-    assert encoder(TAGS, **limits).encode_all([example]) == ([exact], {})
+    assert encoder(TAGS, **limits).over_limit(exact, None) is None
     for name in limits:
-        with pytest.raises(UserError, match=f"no example is left .1 longer than text.{name}"):
-            encoder(TAGS, **limits | {name: limits[name] - 1}).encode_all([example])
-
-
-def test_no_rows_at_all_are_refused():
-    with pytest.raises(UserError, match=r"no example is left \(it has no rows\)"):
-        encoder().encode_all([])
+        assert encoder(TAGS, **limits | {name: limits[name] - 1}).over_limit(exact, None) == f"longer than text.{name}"
+    length = sum(limits.values()) + 1
+    assert encoder(TAGS, **limits).over_limit(exact, length) is None
+    assert "rollout.max_length" in encoder(TAGS, **limits).over_limit(exact, length - 1)
 
 
 def test_batch_holds_each_row_and_nothing_else():

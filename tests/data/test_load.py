@@ -1,8 +1,13 @@
 """A run's data: what is held out, what weights do, and that it is read when it is used."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nrt_jax import tasks
 from nrt_jax.data import Example
@@ -45,6 +50,22 @@ def test_bad_rows_are_neither_trained_on_nor_held_out(tmp_path):
     ]
 
 
+def test_rows_that_lack_a_trace_are_counted_where_traces_are_learned_from(tmp_path):
+    some = [dataclasses.replace(e, trace=(None, "", e.trace)[i % 3]) for i, e in enumerate(examples(9))]
+    none = [dataclasses.replace(e, trace=None) for e in examples(5)]
+    paths = [write_rows(tmp_path / f"{i}.jsonl", rows) for i, rows in enumerate((examples(8), some, none))]
+    paths[2].write_text(paths[2].read_text() + "no\n")
+    data = load_all(*paths, config=DataConfig(held_out=str(paths[2])))
+    left_out = "left out: 1 is not JSON (first: row 6)"
+    lines = [
+        f"data {paths[1]}: 9 of 9 rows; 6 without a trace, trained on an empty one",
+        f"data {paths[2]}: 5 of 6 rows; {left_out}; 5 without a trace, trained on an empty one",
+        f"data {paths[2]}: 5 of 6 rows; {left_out}",  # of the held-out rows, whose traces nothing reads
+    ]
+    assert data.report(with_trace=True) == lines
+    assert data.report(with_trace=False) == [lines[2]] * 2
+
+
 def test_own_held_out_source_leaves_all_rows_for_training(tmp_path):
     rows, others = examples(5), examples(4, start=50)
     held_out = write("parquet", tmp_path, [{"question": e.question, "answer": e.answer} for e in others])
@@ -74,10 +95,17 @@ def test_task_takes_no_held_out_file():
         load_all("clock", config=DataConfig(held_out="x.jsonl"))
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, 1.0, 1.0)])
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, 1.0, 1.0), (NAN, 1.0), (1.0, NAN), (INF, 1.0)]
+)
 def test_weights_that_do_not_fit_are_refused(tmp_path, weights):
     names = [write_rows(tmp_path / f"{i}.jsonl", examples(5)) for i in range(2)]
-    with pytest.raises(UserError, match=r"dataset\.weights: .* for 2 sources; expected one number above 0 for each"):
+    with pytest.raises(
+        UserError, match=r"dataset\.weights: .* for 2 sources; expected one finite number above 0 for each"
+    ):
         load_all(*names, config=DataConfig(weights=weights))
 
 
@@ -117,3 +145,43 @@ def test_worker_processes_read_and_tokenize_the_same_batches(tmp_path):
         restored = load_all(*names, config=config).batches(3, seed=1)
         restored.set_state(ahead.get_state())
         assert next(restored) == next(alone)
+
+
+FINGERPRINTED = [dataclasses.replace(e, trace=None if i % 2 else e.trace) for i, e in enumerate(examples(12))]
+
+
+def fingerprint(folder, rows, config=DataConfig(), shard=None):  # noqa: B008
+    data = load_all(write_rows(folder / "rows.jsonl", rows), config=config)
+    with data.batches(4, seed=0, **shard or {}) as batches:
+        return json.loads(json.dumps(batches.get_state()["identity"]))
+
+
+@given(where=st.integers(0, 10), change=st.sampled_from(["question", "answer", "trace", "swap", "drop", "double"]))
+@settings(max_examples=30)
+def test_any_change_of_a_training_row_changes_what_a_checkpoint_says_of_the_data(where, change, tmp_path_factory):
+    folder, rows = tmp_path_factory.mktemp("rows"), list(FINGERPRINTED)
+    if change == "swap":
+        rows[where], rows[where - 1] = rows[where - 1], rows[where]
+    elif change == "drop":
+        del rows[where]
+    elif change == "double":
+        rows.insert(where, rows[where])
+    else:
+        rows[where] = dataclasses.replace(rows[where], **{change: (getattr(rows[where], change) or "") + " 7"})
+    assert fingerprint(folder, rows) != fingerprint(folder, FINGERPRINTED)
+
+
+def test_what_a_checkpoint_says_of_the_data_depends_on_what_is_trained_on_alone(tmp_path):
+    expected = fingerprint(tmp_path, FINGERPRINTED)
+    assert fingerprint(tmp_path, FINGERPRINTED, DataConfig(workers=2), {"shard_index": 1, "num_shards": 2}) == expected
+    assert fingerprint(tmp_path, [*FINGERPRINTED[:-1], *examples(1, start=70)]) == expected  # the last is held out
+    lines = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text("no\n\n" + lines.replace("{", '{"id": 3, '))
+    with load_all(tmp_path / "rows.jsonl").batches(4, seed=0) as batches:
+        assert batches.get_state()["identity"] == expected
+    code = "import pathlib, sys; from tests.data.test_load import *; folder = pathlib.Path(sys.argv[1]); "
+    code += "print(fingerprint(folder, FINGERPRINTED)[0])"
+    (tmp_path / "other").mkdir()
+    command = [sys.executable, "-c", code, str(tmp_path / "other")]
+    other = subprocess.run(command, capture_output=True, text=True, check=True)  # hashes of str differ from this one's
+    assert [other.stdout.strip()] == expected

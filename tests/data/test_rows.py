@@ -32,7 +32,6 @@ def test_columns_may_have_other_names():
 def test_text_stays_as_it_stands_and_a_trace_may_be_absent():
     assert parse({"question": " one\n", "answer": "1 ", "trace": None}, CONFIG) == Example(" one\n", "1 ", None)
     assert parse({"question": b"\xc3\xa9", "answer": b"1", "trace": b"z"}, CONFIG) == Example("é", "1", "z")
-    assert parse({"question": "q", "answer": "a", "trace": 3}, CONFIG).trace is None
 
 
 @pytest.mark.parametrize(
@@ -47,6 +46,13 @@ def test_text_stays_as_it_stands_and_a_trace_may_be_absent():
         ({"question": ["two"], "answer": "2"}, "question is not text", "question column 'question' is ['two']"),
         ({"question": "\ud83d", "answer": "2"}, "question is not UTF-8", "is not UTF-8 text"),
         ({"question": b"\xff", "answer": "2"}, "question is not UTF-8", "is not UTF-8 text"),
+        (
+            {"question": "two", "answer": "2", "trace": 5},
+            "trace is not text",
+            "trace column 'trace' is 5; expected text or null",
+        ),
+        ({"question": "two", "answer": "2", "trace": ["a"]}, "trace is not text", "trace column 'trace' is ['a']"),
+        ({"question": "two", "answer": "2", "trace": "\udc00"}, "trace is not UTF-8", "is not UTF-8 text"),
         (["two", "2"], "is not an object", "is a list; expected an object"),
         (None, "is not an object", "is a NoneType"),
     ],
@@ -56,6 +62,12 @@ def test_row_that_is_no_example_is_refused_by_field(row, reason, detail):
     assert found == reason and detail in text and "expected" in text and "\n" not in text
     if "column" in detail:
         assert "--dataset." in text
+
+
+def test_trace_of_a_chat_is_checked_too():
+    chat = {"messages": [QUESTION, ANSWER]}
+    assert parse(chat | {"trace": "so"}, CONFIG) == Example("q", "a", "so")
+    assert problem(chat | {"trace": 5})[0] == "trace is not text"
 
 
 def test_chat_is_divided_at_its_last_assistant_turn():

@@ -102,8 +102,8 @@ def test_longest_answer_and_traces_are_those_of_good_rows(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", rows)
     found = scan(open_rows(str(path), DataConfig()), ENCODER, DataConfig())
     assert found.longest_answer == max(len(ENCODER.encode(row).answer) for row in rows)
-    assert found.has_traces
-    assert not scan_lines(tmp_path, [GOOD, '{"question": "two", "answer": "2", "trace": ""}']).has_traces
+    assert found.num_traces == 30
+    assert scan_lines(tmp_path, [GOOD, '{"question": "two", "answer": "2", "trace": ""}']).num_traces == 0
 
 
 def test_turns_that_the_chat_template_refuses_are_left_out_of_the_others():

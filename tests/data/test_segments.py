@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 from hypothesis import given
@@ -94,7 +95,7 @@ def test_turns_are_divided_from_the_template_without_changing_an_id(layout, turn
     made = encoder_of(layout, template=CHAT)
     example = Example(turns[2], "1", None, (("user", turns[0]), ("assistant", turns[1])))
     whole = made.encode(example)
-    made._template._special_texts = [""]  # which every turn spells
+    made._template._special = re.compile(r"(\S+)")  # every word
     assert made.encode(example) == whole
 
 

@@ -3,12 +3,16 @@
 import copy
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nrt_jax.data import Example
+from nrt_jax.data.example import BadRow
 from nrt_jax.errors import UserError
 from tests.data.common import encoder
 from tests.fixtures_run import CHAT_TEMPLATE, tokenizer
 
+MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 BOS = tokenizer().bos_token_id
 FILE = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{% endfor %}>"
 HISTORY = (("system", "1 plus"), ("user", "2 plus"), ("assistant", "3 plus"))
@@ -48,13 +52,43 @@ def test_earlier_turns_are_messages_of_a_chat_template_and_lines_before_the_ques
     assert text_of(encoder(template="Q: {question} A:"), history=HISTORY) == "Q: 1 plus\n2 plus\n3 plus\n4 A:"
 
 
-@pytest.mark.parametrize("settings", [{"template": "<eos>{question}|"}, {}])
-def test_a_turn_that_spells_the_places_of_other_turns_stays_as_it_is(settings):
-    """Turns are put in by place when one spells a special token; what a turn says must not be taken for a place."""
-    places = "".join(f"\N{OBJECT REPLACEMENT CHARACTER}turn {i}\N{OBJECT REPLACEMENT CHARACTER}" for i in range(3))
-    for made in (encoder(**settings), encoder(chatty(), **settings)):
-        found = text_of(made, f"{places} <eos>", (("user", "<eos> {question}"), ("assistant", places)))
-        assert found.count(places) == 2 and found.count("<eos> {question}") == 1 and f"{places} <eos>" in found
+contents = st.lists(
+    st.sampled_from([*"  \n01a", "<eos>", "<|response_start|>", "<e", "os>", MARK, f"{MARK}0{MARK}", "{question}"]),
+    max_size=9,
+).map("".join)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [FILE, "<eos>" + FILE + "<bos>", FILE.replace("m.content", "(m.content ~ '|' ~ m.content)"), CHAT_TEMPLATE],
+)
+@given(turns=st.lists(contents, min_size=1, max_size=3))
+def test_prompt_reads_as_the_template_alone_would_write_it_and_only_its_own_special_tokens_are_meant(template, turns):
+    """Whether a turn spells a special token decides what is a token, and nothing else: not what is trimmed."""
+    made = encoder(chatty(template))
+    messages = [{"role": "user", "content": turn} for turn in turns]
+    plain = made.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    pieces = made._template.render(Example(turns[-1], "1", None, tuple(("user", turn) for turn in turns[:-1])))
+    assert "".join(text for text, _ in pieces) == plain
+    meant = [text for text, meant in pieces if meant]  # not joined: "<e" and "os>" have a spelt token between them
+    assert sum(text.count("<eos>") for text in meant) == template.count("<eos>")
+    assert not any("<|response_start|>" in text for text in meant)
+
+
+@given(turns=st.lists(contents, min_size=1, max_size=3))
+def test_text_template_with_spelt_special_tokens_reads_as_written(turns):
+    made = encoder(template="<eos> {question}|")
+    example = Example(turns[-1], "1", None, tuple(("user", turn) for turn in turns[:-1]))
+    assert "".join(text for text, _ in made._template.render(example)) == "<eos> " + "\n".join(turns) + "|"
+    assert made.encode(example).prompt.count(made.format.eos) == 1
+
+
+@pytest.mark.parametrize("change", ["upper", "reverse", "replace('<', '(')", "truncate(3, true, '')", "length"])
+def test_turn_whose_special_token_the_template_changes_is_refused(change):
+    made = encoder(chatty(FILE.replace("trim", f"string | {change}") + "{{ messages[-1].content | trim | trim }}"))
+    assert text_of(made, "4")
+    with pytest.raises(BadRow, match=r"changes a special token that its turns spell \(<eos>\); expected them to stay"):
+        made.prompt("1 <eos> plus <eos> 12")
 
 
 @pytest.mark.parametrize(

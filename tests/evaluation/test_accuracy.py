@@ -22,7 +22,7 @@ def policy(tmp_path_factory):
     head[[trace_format.delimiter, trace_format.eos]] *= 6.0
     params = params | {"head": jax.numpy.asarray(head)}
     encoder = Encoder(tokenizer, trace_format, TextConfig())
-    rows, _ = encoder.encode_all(examples(12))
+    rows = encoder.encode_many(examples(12))
     return model, params, encoder, rows
 
 

@@ -1,5 +1,6 @@
 """Every mistake of a user ends in one line that names the field and the cure, before anything is written."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -125,6 +126,18 @@ def test_rows_left_out_are_listed_at_the_start_of_the_run(inputs, tmp_path, caps
     )
 
 
+def test_rows_without_a_trace_are_counted_when_traces_are_learned(inputs, tmp_path, capsys, monkeypatch):
+    rows = [dataclasses.replace(e, trace=None) if i < 3 else e for i, e in enumerate(examples(20))]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    monkeypatch.setattr(train.loop, "train", lambda *_: sys.exit(0))
+    args = [f"--model={inputs / 'model'}", f"--data={path}", f"--workdir={tmp_path / 'run'}", *SMALL]
+    for objective, line in (("sft_with_trace", f"data {path}: 20 of 20 rows; 3 without a trace"), ("sft", "")):
+        with pytest.raises(SystemExit):
+            cli.run(train.main, TrainConfig, "python -m launch.train", "", args=[*args, f"--objective={objective}"])
+        out = capsys.readouterr().out
+        assert out.startswith(line) and ("without a trace" in out) == bool(line)
+
+
 def test_column_that_no_row_has(fails):
     line = fails("--dataset.question-column=problem")
     assert "no example is left of the 12 rows" in line and "12 question is missing (first: row 1)" in line
@@ -157,7 +170,7 @@ def test_template_together_with_a_chat_template_file(fails):
 
 def test_weights_that_do_not_fit_the_sources(fails):
     line = fails("--dataset.weights", "1", "2")
-    assert "dataset.weights: 1.0, 2.0 for 1 sources; expected one number above 0 for each" in line
+    assert "dataset.weights: 1.0, 2.0 for 1 sources; expected one finite number above 0 for each" in line
 
 
 def test_template_without_a_place_for_the_question(fails):

@@ -26,7 +26,7 @@ def hour_probabilities(base: str, kind: str) -> np.ndarray:
     model, params, tokenizer = hf.load(ASSETS / base)
     trace_format, model, params, tokenizer = formats.resolve(formats.TraceFormatConfig(), model, params, tokenizer)
     encoder = Encoder(tokenizer, trace_format, TextConfig())
-    rows, _ = encoder.encode_all(TASK.documents(64, 1, {kind: 1.0}))
+    rows = encoder.encode_many(TASK.documents(64, 1, {kind: 1.0}))
     batch = from_demonstrations(encoder, rows, with_trace=True)
     log_probs = np.asarray(jax.jit(completion_log_probs, static_argnums=0)(model, params, batch)[0])[:, 0]
     is_hour = np.vectorize(lambda token: tokenizer.decode([token]).strip().isdigit())(batch.tokens[:, 0])

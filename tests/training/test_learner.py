@@ -8,13 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from nrt_jax.data import Example
+from nrt_jax.data.encode import Encoded
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rollout import sample
 from nrt_jax.training.config import RewardConfig
-from nrt_jax.training.learner import completion_log_probs, update
+from nrt_jax.training.learner import completion_log_probs, from_demonstrations, update
 from nrt_jax.training.state import create_state
 from nrt_jax.training.step import fit_traces, reward_rollout
+from tests.data.common import DELIMITER as ENCODER_DELIMITER
+from tests.data.common import EOS, encoder
 from tests.fixtures_model import DELIMITER, full_log_probs, random_batch, sampling, tiny_model
 
 OPTIMIZER = optax.sgd(0.1)
@@ -107,6 +113,23 @@ def test_overlong_samples_lose_trace_never_answer(max_length):
             np.testing.assert_array_equal(kept, batch.reference.tokens[p][batch.reference.mask[p]])
     cut = np.asarray(rollout.trace_length) + batch.prompts.mask.sum(-1)[:, None] + 1 + answers == max_length
     assert cut.any()
+
+
+@given(
+    traces=st.lists(st.lists(st.integers(4, 9), max_size=40), min_size=1, max_size=4),
+    max_length=st.one_of(st.none(), st.integers(0, 60)),
+)
+def test_overlong_demonstrations_lose_the_tail_of_their_trace_and_nothing_else(traces, max_length):
+    """The prompt takes 3 tokens and the answer 4; a limit too small for these leaves an empty trace."""
+    rows = [Encoded((1, 5, 6), (7, 8, 9, EOS), tuple(trace), Example("", "")) for trace in traces]
+    batch = from_demonstrations(encoder(), rows, with_trace=True, max_length=max_length)
+    for row, tokens, mask in zip(rows, batch.tokens[:, 0], batch.masks.reference[:, 0], strict=True):
+        kept = tuple(tokens[mask])
+        cut = kept[: -len(row.answer) - 1]
+        assert kept == (*cut, ENCODER_DELIMITER, *row.answer) and cut == row.trace[: len(cut)]
+        whole = len(row.prompt) + len(row.trace) + 1 + len(row.answer)
+        wanted = whole if max_length is None else min(whole, max(max_length, 3 + 1 + 4))
+        assert len(row.prompt) + len(kept) == wanted
 
 
 def test_an_opening_tag_is_learned_as_a_forced_delimiter():

@@ -204,11 +204,16 @@ def test_run_on_a_mixture_of_files_goes_on_exactly_and_with_any_number_of_worker
 
 def test_run_whose_data_have_changed_does_not_go_on(mixed, tmp_path):
     config, _ = mixed
-    short = dataclasses.replace(config, data=(str(write_rows(tmp_path / "rows.jsonl", examples(12))), config.data[1]))
+    path = write_rows(tmp_path / "rows.jsonl", examples(12))
+    short = dataclasses.replace(config, data=(str(path), config.data[1]))
     run(dataclasses.replace(short, steps=1), tmp_path / "run")
-    write_rows(tmp_path / "rows.jsonl", examples(13))
-    with pytest.raises(UserError, match=r"rows are \[13, 7\], but were \[12, 7\] when the checkpoint was written"):
-        run(short, tmp_path / "run")
+    for text, rows in ((path.read_text() + path.read_text(), 24), (path.read_text().replace("11 plus", "12 plus"), 12)):
+        path.write_text(text)
+        with pytest.raises(
+            UserError,
+            match=rf"rows are \['{rows} rows \w+', '7 rows (\w+)'\], but were \['12 rows \w+', '7 rows \1'\] when",
+        ):
+            run(short, tmp_path / "run")
 
 
 def test_finished_run_called_again_changes_nothing(config, finished):
@@ -228,6 +233,53 @@ def test_supervised_objectives_raise_the_likelihood_of_the_answers_they_are_show
     assert losses[-1] < losses[0]
     assert "reward" not in records(tmp_path)[0]
     assert summary["token_prob_empty_trace_after"] > summary["token_prob_empty_trace_before"]
+
+
+def test_each_process_takes_its_part_of_a_batch(config, tmp_path, monkeypatch):
+    taken = []
+
+    def step(*args):
+        taken.append([row.example for row in args[4]])
+        raise KeyboardInterrupt
+
+    class Seen:
+        """JAX as the loop sees it in process `index` of `count`; the rest of the run has one."""
+
+        def __init__(self, index, count):
+            self.process_index, self.process_count = (lambda: index), (lambda: count)
+
+        def __getattr__(self, name):
+            return getattr(jax, name)
+
+    monkeypatch.setattr(loop, "_step", step)
+    for index, count in ((0, 1), (0, 2), (1, 2)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(loop, "jax", Seen(index, count))
+            run(config, tmp_path / f"{index}{count}")
+    alone, first, second = taken
+    assert len(first) == len(second) == 2 and first + second == alone
+
+
+def test_no_demonstration_is_longer_than_the_model_has_positions(config, tmp_path, monkeypatch):
+    """A trace of 300 numbers, for a run that may use 40 tokens a sample."""
+    rows = [dataclasses.replace(e, trace="1 " * 300) for e in examples(12)]
+    limited = dataclasses.replace(
+        config,
+        objective="sft_with_trace",
+        data=(str(write_rows(tmp_path / "long.jsonl", rows)),),
+        rollout=dataclasses.replace(config.rollout, max_length=40),
+    )
+    shapes, lengths = [], []
+
+    def update(state, batch, *_, **__):
+        shapes.append(batch.tokens.shape)
+        lengths.extend(batch.prompts.mask.sum(-1) + batch.masks.reference.sum((-2, -1)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        run(limited, tmp_path / "run")
+    assert lengths == [40] * 4 and shapes == [(4, 1, 40)]
 
 
 def test_several_updates_and_micro_batches_a_step(config, tmp_path):
