@@ -11,14 +11,13 @@ chunk from the host, and lets finished rows leave.
 """
 
 import functools
-from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from nrt_jax.data.batch import Prompts
-from nrt_jax.models import KVCache, Model, Params
+from nrt_jax.models import KVCache, Model, Params, empty_cache
 from nrt_jax.rollout import decoder
 from nrt_jax.rollout.decoder import PromptCache, RowCache, Weights
 from nrt_jax.rollout.draw import Truncation, draw
@@ -116,25 +115,6 @@ class Rows:
     cache: RowCache
 
 
-@flax.struct.dataclass(kw_only=True)
-class Chunk:
-    """What C steps of N rows recorded; fields as in `Rollout`, zero where a row was done.
-
-    Attributes:
-        tokens: [N, C].
-        mask: [N, C].
-        log_probs: [N, C].
-        entropy: [N, C].
-        delimiter_log_probs: [N, C + 1].
-    """
-
-    tokens: jax.Array
-    mask: jax.Array
-    log_probs: jax.Array
-    entropy: jax.Array
-    delimiter_log_probs: jax.Array
-
-
 def row_keys(rng: jax.Array, num_prompts: int, group_size: int) -> jax.Array:
     """[P, K] keys, one a row: fold_in(rng, p K + k)."""
     rows = jnp.arange(num_prompts * group_size)
@@ -152,12 +132,10 @@ def sample(model: Model, params: Params, prompts: Prompts, rng: jax.Array, confi
         rng: One key, from which rows derive theirs (`row_keys`), or [P, K] keys.
         config: How to sample.
     """
-    weights, prompt_cache, rows = begin(model, params, prompts, rng, config)
-    shared, chunks = decoder.share_prompts(prompt_cache, config.group_size), []
+    weights, shared, rows, rollout = begin(model, params, prompts, rng, config)
     for start, end in chunk_bounds(config):
-        rows, chunk = decode_chunk(model, weights, shared, rows, jnp.int32(start), end - start, config)
-        chunks.append(chunk)
-    return assemble(prompts, prompt_cache, chunks, [rows.cache], rows.done)
+        rows, rollout = advance(model, weights, shared, rows, rollout, shared.cell, start, end - start, config)
+    return rollout
 
 
 def chunk_bounds(config: SamplingConfig) -> list[tuple[int, int]]:
@@ -168,9 +146,9 @@ def chunk_bounds(config: SamplingConfig) -> list[tuple[int, int]]:
 
 def begin(
     model: Model, params: Params, prompts: Prompts, rng: jax.Array, config: SamplingConfig
-) -> tuple[Weights, KVCache, Rows]:
-    """Runs the prompts: the weights laid out for decoding, the prompts' cache, and P x K rows with an empty one."""
-    num_prompts, group_size = prompts.tokens.shape[0], config.group_size
+) -> tuple[Weights, PromptCache, Rows, Rollout]:
+    """Runs the prompts: all that decoding needs, with P x K rows in order, and the rollout with nothing sampled."""
+    num_prompts, group_size, limit = prompts.tokens.shape[0], config.group_size, config.max_new_tokens
     keys = row_keys(rng, num_prompts, group_size) if rng.ndim == 0 else rng
     length = jnp.sum(prompts.mask, -1, dtype=jnp.int32)
     hidden, cache = prefill(model, params, prompts)
@@ -189,26 +167,42 @@ def begin(
             v=(empty((keys.size, num_kv_heads, 0, head_dim)),) * num_layers,
         ),
     )
-    return decoder.prepare(model, params), cache, rows
+    per_token = functools.partial(jnp.zeros, (num_prompts, group_size, limit))
+    rollout = Rollout(
+        tokens=per_token(jnp.int32),
+        mask=per_token(bool),
+        log_probs=per_token(jnp.float32),
+        entropy=per_token(jnp.float32),
+        delimiter_log_probs=jnp.zeros((num_prompts, group_size, limit + 1), jnp.float32),
+        finished=jnp.zeros((num_prompts, group_size), bool),
+        prompt_length=length,
+        prompt_cache=cache,
+        trace_cache=empty_cache(cache, group_size, limit),
+    )
+    return decoder.prepare(model, params), decoder.share_prompts(cache, group_size), rows, rollout
 
 
-def decode_chunk(
+def advance(
     model: Model,
     weights: Weights,
     prompts: PromptCache,
     rows: Rows,
-    start: jax.Array,
+    rollout: Rollout,
+    row_of: jax.Array,
+    start: int | jax.Array,
     num_steps: int,
     config: SamplingConfig,
-) -> tuple[Rows, Chunk]:
+) -> tuple[Rows, Rollout]:
     """Lets every row sample tokens `start` to below `start + num_steps`, or fewer if all are done before.
 
     Args:
         model: The policy.
         weights: Laid out for decoding.
         prompts: What the rows share.
-        rows: Their caches have `start` slots or more; `num_steps` are added.
-        start: [] int32, tokens that the rows have.
+        rows: N of the rollout's P x K, each with a cache of `start` slots; `num_steps` are added.
+        rollout: To write to.
+        row_of: [P x K] int32, which of the N rows each of the rollout's is; N for one that has left.
+        start: Tokens that the rows have.
         num_steps: C.
         config: How to sample.
     """
@@ -225,59 +219,45 @@ def decode_chunk(
         k=tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, num_steps))) for k in rows.cache.k),
         v=tuple(jnp.pad(v, ((0, 0), (0, 0), (0, num_steps), (0, 0))) for v in rows.cache.v),
     )
+    start = jnp.asarray(start, jnp.int32)
+    uniform = _uniform(rows.key, start + jnp.arange(num_steps))
 
     def running(carry):
         t, rows, _ = carry
         return (t < start + num_steps) & ~jnp.all(rows.done)
 
-    steps = start + jnp.arange(num_steps + 1)
-    uniform = jax.vmap(lambda t: jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), (2,)))(rows.key))(
-        steps
-    )
     step = functools.partial(_decode_step, model, weights, prompts, config, start, uniform)
     t, rows, record = jax.lax.while_loop(running, step, (start, rows.replace(cache=grown), record))
-    following = _draw(model, weights, config, rows, uniform[-1]).watched_log_prob
+    following = _draw(model, weights, config, rows, uniform[0]).watched_log_prob
     record["delimiter_log_probs"] = _put(record["delimiter_log_probs"], rows.done, t - start, following)
-    return rows, Chunk(**{name: x.T for name, x in record.items()})
+    return rows, _store(rollout, rows, record, row_of, start, num_steps)
 
 
-def assemble(
-    prompts: Prompts, prompt_cache: KVCache, chunks: Sequence[Chunk], caches: Sequence[RowCache], done: jax.Array
-) -> Rollout:
-    """The rollout whose P x K rows recorded these chunks, and whose caches are these one after the other."""
-    num_prompts = prompts.tokens.shape[0]
+def _store(rollout: Rollout, rows: Rows, record: dict, row_of: jax.Array, start: jax.Array, num_steps: int) -> Rollout:
+    """Writes what `num_steps` steps recorded, each [C, N], and the slots that they filled."""
+    grid = rollout.finished.shape
 
-    def grid(x):
-        return x.reshape(num_prompts, -1, *x.shape[1:])
+    def by_place(x):
+        """[N, ...] -> [P, K, ...], 0 for rows that have left."""
+        return jnp.take(x, row_of, axis=0, mode="fill", fill_value=0).reshape(*grid, *x.shape[1:])
 
-    def joined(name):
-        return grid(jnp.concatenate([getattr(chunk, name) for chunk in chunks], axis=1))
+    def put(name):
+        return jax.lax.dynamic_update_slice_in_dim(getattr(rollout, name), by_place(record[name].T), start, axis=2)
 
-    def stacked(pieces):
-        """[L, P, G, K, Z, d] from pieces of each layer's [P K, G, S, d]."""
-        return jnp.swapaxes(
-            jnp.stack([grid(jnp.concatenate(layer, axis=2)) for layer in zip(*pieces, strict=True)]), 2, 3
-        )
+    def put_cache(cache, layers, axis):
+        """[L, P, G, K, Z, d] and each layer's [N, G, ...] with slots at `axis`."""
+        new = [jax.lax.dynamic_slice_in_dim(layer, start, num_steps, axis) for layer in layers]
+        new = [by_place(jnp.moveaxis(x, axis, 2)) for x in new]
+        return jax.lax.dynamic_update_slice_in_dim(cache, jnp.swapaxes(jnp.stack(new), 2, 3), start, axis=4)
 
-    mask, length = joined("mask"), jnp.sum(prompts.mask, -1, dtype=jnp.int32)
-    delimiter = [chunk.delimiter_log_probs[:, :-1] for chunk in chunks] + [chunks[-1].delimiter_log_probs[:, -1:]]
-    rollout = Rollout(
-        tokens=joined("tokens"),
-        mask=mask,
-        log_probs=joined("log_probs"),
-        entropy=joined("entropy"),
-        delimiter_log_probs=grid(jnp.concatenate(delimiter, axis=1)),
-        finished=grid(done),
-        prompt_length=length,
-        prompt_cache=prompt_cache,
-        trace_cache=KVCache(
-            k=stacked([[jnp.swapaxes(k, -1, -2) for k in cache.k] for cache in caches]),
-            v=stacked([cache.v for cache in caches]),
-            positions=jnp.zeros(mask.shape, jnp.int32),
-        ),
+    rollout = rollout.replace(**{name: put(name) for name in record}, finished=rollout.finished | by_place(rows.done))
+    slots = jnp.arange(rollout.mask.shape[-1])
+    cache = KVCache(
+        k=put_cache(rollout.trace_cache.k, rows.cache.k, 3),
+        v=put_cache(rollout.trace_cache.v, rows.cache.v, 2),
+        positions=jnp.where(rollout.trace_mask, rollout.prompt_length[:, None, None] + slots, -1),
     )
-    positions = jnp.where(rollout.trace_mask, length[:, None, None] + jnp.arange(mask.shape[-1]), -1)
-    return rollout.replace(trace_cache=rollout.trace_cache.replace(positions=positions))
+    return rollout.replace(trace_cache=cache)
 
 
 def prefill(model: Model, params: Params, prompts: Prompts, *, remat: bool = False) -> tuple[jax.Array, KVCache]:
@@ -303,6 +283,12 @@ def cut_traces(rollout: Rollout, max_length: jax.Array) -> Rollout:
         finished=rollout.finished & ~too_long,
         trace_cache=cache.replace(positions=jnp.where(keep, cache.positions, -1)),
     )
+
+
+def _uniform(keys, steps):
+    """[C, N, 2] uniform numbers, two for each row and step."""
+    of_row = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t), (2,)), (0, None))
+    return jax.vmap(of_row, (None, 0))(keys, steps)
 
 
 def _draw(model, weights, config, rows, uniform):
