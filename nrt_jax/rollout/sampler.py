@@ -27,11 +27,16 @@ from nrt_jax.rollout.draw import Truncation, draw
 class SamplingConfig:
     """How to sample. Arrays may change without a new compilation; the rest is static.
 
+    What is recorded of a token is its log-probability before truncation, under softmax(logits / temperature): the
+    learner recomputes that, and compares.
+
     Attributes:
         stop_ids: [S] int32, tokens that end a row. The first is the delimiter, whose log-probability is recorded at
             every step whether or not it is sampled.
         temperature: [] float32, divides the logits; 0 is greedy.
-        truncation: Which tokens may be drawn; recorded log-probabilities are those before it.
+        top_k: [] int32, only the k likeliest tokens may be drawn; None is off.
+        top_p: [] float32, of those only the fewest whose mass is at least top_p of theirs; None is off.
+        min_p: [] float32, only tokens at least min_p as likely as the likeliest; None is off.
         max_new_tokens: Z, the most tokens a row may sample.
         group_size: K, rows for each prompt.
         chunk_size: Slots by which the trace caches grow.
@@ -41,7 +46,9 @@ class SamplingConfig:
 
     stop_ids: jax.Array
     temperature: jax.Array
-    truncation: Truncation = Truncation()
+    top_k: jax.Array | None = None
+    top_p: jax.Array | None = None
+    min_p: jax.Array | None = None
     max_new_tokens: int = flax.struct.field(pytree_node=False)
     group_size: int = flax.struct.field(pytree_node=False, default=1)
     chunk_size: int = flax.struct.field(pytree_node=False, default=128)
@@ -293,7 +300,8 @@ def _uniform(keys, steps):
 
 def _draw(model, weights, config, rows, uniform):
     logits = decoder.logits(model, weights, rows.hidden)
-    return draw(logits, uniform, config.temperature, config.stop_ids[0], config.truncation)
+    truncation = Truncation(config.top_k, config.top_p, config.min_p)
+    return draw(logits, uniform, config.temperature, config.stop_ids[0], truncation)
 
 
 def _put(record, done, step, values):
