@@ -24,7 +24,7 @@ from nrt_jax.errors import UserError
 from nrt_jax.models import Model, ModelConfig, Params, token_log_probs
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import score_reference
-from nrt_jax.rollout import Rollout, SamplingConfig, sample
+from nrt_jax.rollout import Rollout, SamplingConfig, engine, sample
 from nrt_jax.training.config import RewardConfig
 from nrt_jax.training.learner import update
 from nrt_jax.training.loop import peak_memory_bytes
@@ -81,7 +81,7 @@ class BenchConfig:
     """What to time.
 
     Attributes:
-        work: `rollout`: sampling the traces. `score`: c_i and c_base from the caches that a rollout left, and beside it
+        work: `rollout`: sampling the traces, with finished rows leaving and without. `score`: c_i and c_base from the caches that a rollout left, and beside it
             the same from a forward of the whole sequences. `train`: one update. `step`: all three.
         model: The model's shape.
         size: The batch's shape.
@@ -181,7 +181,10 @@ class Bench:
                 "score_by_full_forward": lambda: full(self.model, self.params, rollout, self.batch),
             }
         if self.config.work == "rollout":
-            return {"rollout": lambda: self.rollout(self.params)}
+            return {
+                "rollout": lambda: self.rollout(self.params),
+                "rollout_without_compaction": lambda: self.rollout(self.params, sample),
+            }
         state = create_state(self.params, self.optimizer)
         if self.config.work == "train":
             learner_batch = self.reward(self.params, self.rollout(self.params))
@@ -200,8 +203,8 @@ class Bench:
 
         return {"step": step}
 
-    def rollout(self, params: Params) -> Rollout:
-        """Samples; another seed every time."""
+    def rollout(self, params: Params, sample: Callable[..., Rollout] = engine.sample) -> Rollout:
+        """Samples, as training does; another seed every time."""
         self.calls += 1
         return sample(self.model, params, self.batch.prompts, jax.random.key(self.calls), self.sampling)
 

@@ -1,6 +1,6 @@
 """The Llama/Mistral transformer family."""
 
-from nrt_jax.models.attention import KVCache, empty_cache, write_cache
+from nrt_jax.models.attention import KVCache, empty_cache
 from nrt_jax.models.config import ModelConfig, RopeConfig
 from nrt_jax.models.log_probs import token_log_probs
 from nrt_jax.models.lora import Frozen, LoRAConfig
@@ -18,5 +18,4 @@ __all__ = [
     "Transformer",
     "empty_cache",
     "token_log_probs",
-    "write_cache",
 ]

@@ -55,15 +55,6 @@ def empty_cache(like: KVCache, group_size: int, num_slots: int) -> KVCache:
     )
 
 
-def write_cache(cache: KVCache, new: KVCache, slot: jax.Array) -> KVCache:
-    """Writes the slots of `new` into `cache` from index `slot` on (the same index in every row)."""
-    return KVCache(
-        k=jax.lax.dynamic_update_slice_in_dim(cache.k, new.k, slot, axis=4),
-        v=jax.lax.dynamic_update_slice_in_dim(cache.v, new.v, slot, axis=4),
-        positions=jax.lax.dynamic_update_slice_in_dim(cache.positions, new.positions, slot, axis=2),
-    )
-
-
 def attend(q: jax.Array, positions: jax.Array, segments: Sequence[KVCache], window: int | None) -> jax.Array:
     """Grouped-query softmax attention of every query over all slots of all segments that it may see.
 

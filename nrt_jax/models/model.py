@@ -72,14 +72,6 @@ class Model:
         """
         return nnx.merge(self._abstract[0], params)(tokens, positions, context, remat=remat)
 
-    def cast(self, params: Params) -> Params:
-        """The matrices in the compute dtype, for many small forwards; norms stay float32, as `apply` uses them."""
-
-        def leaf(path, x):
-            return x if path[-1].key.endswith("norm") else x.astype(self.config.dtype)
-
-        return jax.tree_util.tree_map_with_path(leaf, params)
-
     def head(self, params: Params) -> jax.Array:
         """The output matrix [V, D] as it is in params: logits = hidden @ head.T, to be cast to the dtype of hidden."""
         return params["embedding" if self.config.tie_embeddings else "head"]

@@ -6,7 +6,8 @@ The prompt's cache [P, X] is shared by its K traces; each trace has a cache of i
     step t writes     slot t of every row's trace cache
 
 Row (p, k) draws token t with `fold_in(key[p, k], t)`: what a row samples depends on its own key and context alone, not
-on the batch around it.
+on the batch around it. `sample` is one program, for use inside others; `engine.sample` gives the same rollout, chunk by
+chunk from the host, and lets finished rows leave.
 """
 
 import functools
@@ -16,27 +17,42 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax.data.batch import Prompts
-from nrt_jax.models import KVCache, Model, Params, empty_cache, write_cache
+from nrt_jax.models import KVCache, Model, Params, empty_cache
+from nrt_jax.rollout import decoder
+from nrt_jax.rollout.decoder import PromptCache, RowCache, Weights
+from nrt_jax.rollout.draw import Truncation, draw
 
 
 @flax.struct.dataclass(kw_only=True)
 class SamplingConfig:
     """How to sample. Arrays may change without a new compilation; the rest is static.
 
+    What is recorded of a token is its log-probability before truncation, under softmax(logits / temperature): the
+    learner recomputes that, and compares.
+
     Attributes:
         stop_ids: [S] int32, tokens that end a row. The first is the delimiter, whose log-probability is recorded at
             every step whether or not it is sampled.
         temperature: [] float32, divides the logits; 0 is greedy.
+        top_k: [] int32, only the k likeliest tokens may be drawn; None is off.
+        top_p: [] float32, of those only the fewest whose mass is at least top_p of theirs; None is off.
+        min_p: [] float32, only tokens at least min_p as likely as the likeliest; None is off.
         max_new_tokens: Z, the most tokens a row may sample.
         group_size: K, rows for each prompt.
         chunk_size: Slots by which the trace caches grow.
+        cache_dtype: Of keys and values; None for the model's compute dtype. A narrower one saves memory and bandwidth,
+            and the rollout then differs from the training forward by its rounding.
     """
 
     stop_ids: jax.Array
     temperature: jax.Array
+    top_k: jax.Array | None = None
+    top_p: jax.Array | None = None
+    min_p: jax.Array | None = None
     max_new_tokens: int = flax.struct.field(pytree_node=False)
     group_size: int = flax.struct.field(pytree_node=False, default=1)
     chunk_size: int = flax.struct.field(pytree_node=False, default=128)
+    cache_dtype: str | None = flax.struct.field(pytree_node=False, default=None)
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -87,6 +103,25 @@ class Rollout:
         return self.finished & (last == delimiter)
 
 
+@flax.struct.dataclass(kw_only=True)
+class Rows:
+    """N rows on their way.
+
+    Attributes:
+        key: [N] keys.
+        prompt_length: [N] int32.
+        done: [N] bool, the row has sampled a stop token.
+        hidden: [D, N], predicts each row's next token.
+        cache: Of the tokens that they sampled.
+    """
+
+    key: jax.Array
+    prompt_length: jax.Array
+    done: jax.Array
+    hidden: jax.Array
+    cache: RowCache
+
+
 def row_keys(rng: jax.Array, num_prompts: int, group_size: int) -> jax.Array:
     """[P, K] keys, one a row: fold_in(rng, p K + k)."""
     rows = jnp.arange(num_prompts * group_size)
@@ -104,35 +139,132 @@ def sample(model: Model, params: Params, prompts: Prompts, rng: jax.Array, confi
         rng: One key, from which rows derive theirs (`row_keys`), or [P, K] keys.
         config: How to sample.
     """
-    num_prompts, group_size = prompts.tokens.shape[0], config.group_size
-    keys = row_keys(rng, num_prompts, group_size) if rng.ndim == 0 else rng
-    params = model.cast(params)  # Once, not at every token.
-    prompt_length = jnp.sum(prompts.mask, -1, dtype=jnp.int32)
-    hidden, prompt_cache = prefill(model, params, prompts)
-    last = jnp.take_along_axis(hidden, jnp.maximum(prompt_length - 1, 0)[:, None, None], axis=1)
-    state = _initial_state(last, prompt_cache, group_size, config.max_new_tokens)
+    weights, shared, rows, rollout = begin(model, params, prompts, rng, config)
+    for start, end in chunk_bounds(config):
+        rows, rollout = advance(model, weights, shared, rows, rollout, shared.cell, start, end - start, config)
+    return rollout
 
-    step = functools.partial(_decode_step, model, params, prompt_cache, prompt_length, keys, config)
-    for start in range(0, config.max_new_tokens, config.chunk_size):
-        end = min(start + config.chunk_size, config.max_new_tokens)
-        state = state | {"cache": _grow(state["cache"], end)}
-        state = jax.lax.while_loop(lambda s, end=end: (s["t"] < end) & ~jnp.all(s["done"]), step, state)
-    final, _, _ = _next_distribution(model, params, state["hidden"], config)
-    at_end = state["t"] == jnp.arange(config.max_new_tokens + 1)
-    delimiter_log_probs = jnp.where(
-        at_end & ~state["done"][..., None], final[..., config.stop_ids[0], None], state["delimiter_log_probs"]
+
+def chunk_bounds(config: SamplingConfig) -> list[tuple[int, int]]:
+    """First slot and end of every chunk."""
+    limit, size = config.max_new_tokens, config.chunk_size
+    return [(start, min(start + size, limit)) for start in range(0, limit, size)]
+
+
+def begin(
+    model: Model, params: Params, prompts: Prompts, rng: jax.Array, config: SamplingConfig
+) -> tuple[Weights, PromptCache, Rows, Rollout]:
+    """Runs the prompts: all that decoding needs, with P x K rows in order, and the rollout with nothing sampled."""
+    num_prompts, group_size, limit = prompts.tokens.shape[0], config.group_size, config.max_new_tokens
+    keys = row_keys(rng, num_prompts, group_size) if rng.ndim == 0 else rng
+    length = jnp.sum(prompts.mask, -1, dtype=jnp.int32)
+    hidden, cache = prefill(model, params, prompts)
+    last = jnp.take_along_axis(hidden, jnp.maximum(length - 1, 0)[:, None, None], axis=1)[:, 0]
+    if config.cache_dtype:
+        cache = cache.replace(k=cache.k.astype(config.cache_dtype), v=cache.v.astype(config.cache_dtype))
+    num_layers, _, num_kv_heads, _, _, head_dim = cache.k.shape
+    empty = functools.partial(jnp.zeros, dtype=cache.k.dtype)
+    rows = Rows(
+        key=keys.reshape(-1),
+        prompt_length=jnp.repeat(length, group_size),
+        done=jnp.zeros(keys.size, bool),
+        hidden=jnp.repeat(last, group_size, axis=0).T,
+        cache=RowCache(
+            k=(empty((keys.size, num_kv_heads, head_dim, 0)),) * num_layers,
+            v=(empty((keys.size, num_kv_heads, 0, head_dim)),) * num_layers,
+        ),
     )
-    return Rollout(
-        tokens=state["tokens"],
-        mask=state["mask"],
-        log_probs=state["log_probs"],
-        entropy=state["entropy"],
-        delimiter_log_probs=delimiter_log_probs,
-        finished=state["done"],
-        prompt_length=prompt_length,
-        prompt_cache=prompt_cache,
-        trace_cache=state["cache"],
+    per_token = functools.partial(jnp.zeros, (num_prompts, group_size, limit))
+    rollout = Rollout(
+        tokens=per_token(jnp.int32),
+        mask=per_token(bool),
+        log_probs=per_token(jnp.float32),
+        entropy=per_token(jnp.float32),
+        delimiter_log_probs=jnp.zeros((num_prompts, group_size, limit + 1), jnp.float32),
+        finished=jnp.zeros((num_prompts, group_size), bool),
+        prompt_length=length,
+        prompt_cache=cache,
+        trace_cache=empty_cache(cache, group_size, limit),
     )
+    return decoder.prepare(model, params), decoder.share_prompts(cache, group_size), rows, rollout
+
+
+def advance(
+    model: Model,
+    weights: Weights,
+    prompts: PromptCache,
+    rows: Rows,
+    rollout: Rollout,
+    row_of: jax.Array,
+    start: int | jax.Array,
+    num_steps: int,
+    config: SamplingConfig,
+) -> tuple[Rows, Rollout]:
+    """Lets every row sample tokens `start` to below `start + num_steps`, or fewer if all are done before.
+
+    Args:
+        model: The policy.
+        weights: Laid out for decoding.
+        prompts: What the rows share.
+        rows: N of the rollout's P x K, each with a cache of `start` slots; `num_steps` are added.
+        rollout: To write to.
+        row_of: [P x K] int32, which of the N rows each of the rollout's is; N for one that has left.
+        start: Tokens that the rows have.
+        num_steps: C.
+        config: How to sample.
+    """
+    num_rows = rows.done.shape[0]
+    per_step = functools.partial(jnp.zeros, (num_steps, num_rows))
+    record = {
+        "tokens": per_step(jnp.int32),
+        "mask": per_step(bool),
+        "log_probs": per_step(jnp.float32),
+        "entropy": per_step(jnp.float32),
+        "delimiter_log_probs": jnp.zeros((num_steps + 1, num_rows), jnp.float32),
+    }
+    grown = RowCache(
+        k=tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, num_steps))) for k in rows.cache.k),
+        v=tuple(jnp.pad(v, ((0, 0), (0, 0), (0, num_steps), (0, 0))) for v in rows.cache.v),
+    )
+    start = jnp.asarray(start, jnp.int32)
+    uniform = _uniform(rows.key, start + jnp.arange(num_steps))
+
+    def running(carry):
+        t, rows, _ = carry
+        return (t < start + num_steps) & ~jnp.all(rows.done)
+
+    step = functools.partial(_decode_step, model, weights, prompts, config, start, uniform)
+    t, rows, record = jax.lax.while_loop(running, step, (start, rows.replace(cache=grown), record))
+    following = _draw(model, weights, config, rows, uniform[0]).watched_log_prob
+    record["delimiter_log_probs"] = _put(record["delimiter_log_probs"], rows.done, t - start, following)
+    return rows, _store(rollout, rows, record, row_of, start, num_steps)
+
+
+def _store(rollout: Rollout, rows: Rows, record: dict, row_of: jax.Array, start: jax.Array, num_steps: int) -> Rollout:
+    """Writes what `num_steps` steps recorded, each [C, N], and the slots that they filled."""
+    grid = rollout.finished.shape
+
+    def by_place(x):
+        """[N, ...] -> [P, K, ...], 0 for rows that have left."""
+        return jnp.take(x, row_of, axis=0, mode="fill", fill_value=0).reshape(*grid, *x.shape[1:])
+
+    def put(name):
+        return jax.lax.dynamic_update_slice_in_dim(getattr(rollout, name), by_place(record[name].T), start, axis=2)
+
+    def put_cache(cache, layers, axis):
+        """[L, P, G, K, Z, d] and each layer's [N, G, ...] with slots at `axis`."""
+        new = [jax.lax.dynamic_slice_in_dim(layer, start, num_steps, axis) for layer in layers]
+        new = [by_place(jnp.moveaxis(x, axis, 2)) for x in new]
+        return jax.lax.dynamic_update_slice_in_dim(cache, jnp.swapaxes(jnp.stack(new), 2, 3), start, axis=4)
+
+    rollout = rollout.replace(**{name: put(name) for name in record}, finished=rollout.finished | by_place(rows.done))
+    slots = jnp.arange(rollout.mask.shape[-1])
+    cache = KVCache(
+        k=put_cache(rollout.trace_cache.k, rows.cache.k, 3),
+        v=put_cache(rollout.trace_cache.v, rows.cache.v, 2),
+        positions=jnp.where(rollout.trace_mask, rollout.prompt_length[:, None, None] + slots, -1),
+    )
+    return rollout.replace(trace_cache=cache)
 
 
 def prefill(model: Model, params: Params, prompts: Prompts, *, remat: bool = False) -> tuple[jax.Array, KVCache]:
@@ -160,65 +292,36 @@ def cut_traces(rollout: Rollout, max_length: jax.Array) -> Rollout:
     )
 
 
-def _initial_state(last_hidden, prompt_cache, group_size, max_new_tokens):
-    """The decode loop's carry; last_hidden [P, 1, D] predicts each row's first token."""
-    num_prompts, _, width = last_hidden.shape
-    rows = (num_prompts, group_size)
-    per_token = functools.partial(jnp.zeros, (*rows, max_new_tokens))
-    return {
-        "t": jnp.int32(0),
-        "hidden": jnp.broadcast_to(last_hidden, (*rows, width)),
-        "done": jnp.zeros(rows, bool),
-        "tokens": per_token(jnp.int32),
-        "mask": per_token(bool),
-        "log_probs": per_token(jnp.float32),
-        "entropy": per_token(jnp.float32),
-        "delimiter_log_probs": jnp.zeros((*rows, max_new_tokens + 1), jnp.float32),
-        "cache": empty_cache(prompt_cache, group_size, 0),
-    }
+def _uniform(keys, steps):
+    """[C, N, 2] uniform numbers, two for each row and step."""
+    of_row = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t), (2,)), (0, None))
+    return jax.vmap(of_row, (None, 0))(keys, steps)
 
 
-def _grow(cache: KVCache, num_slots: int) -> KVCache:
-    more = num_slots - cache.num_slots
-    slots = [(0, 0)] * 4 + [(0, more), (0, 0)]
-    positions = jnp.pad(cache.positions, ((0, 0), (0, 0), (0, more)), constant_values=-1)
-    return KVCache(k=jnp.pad(cache.k, slots), v=jnp.pad(cache.v, slots), positions=positions)
+def _draw(model, weights, config, rows, uniform):
+    logits = decoder.logits(model, weights, rows.hidden)
+    truncation = Truncation(config.top_k, config.top_p, config.min_p)
+    return draw(logits, uniform, config.temperature, config.stop_ids[0], truncation)
 
 
-def _next_distribution(model, params, hidden, config):
-    """Log-probabilities [P, K, V] of the next token, its entropy [P, K], and the logits behind both."""
-    head = model.head(params).astype(hidden.dtype)
-    logits = jnp.einsum("pkd,vd->pkv", hidden, head, preferred_element_type=jnp.float32)
-    logits = logits / jnp.where(config.temperature > 0, config.temperature, 1.0)
-    log_probs = jax.nn.log_softmax(logits)
-    return log_probs, -jnp.sum(jnp.exp(log_probs) * log_probs, -1), logits
+def _put(record, done, step, values):
+    """Writes values [N] of the rows that are not done into record [C, N]."""
+    values = jnp.where(done, 0, values).astype(record.dtype)
+    return jax.lax.dynamic_update_index_in_dim(record, values, step, axis=0)
 
 
-def _decode_step(model, params, prompt_cache, prompt_length, keys, config, state):
+def _decode_step(model, weights, prompts, config, start, uniform, carry):
     """Draws token t of every row, then feeds it to get the hidden state that predicts token t + 1."""
-    t, running = state["t"], ~state["done"]
-    log_probs, entropy, logits = _next_distribution(model, params, state["hidden"], config)
-
-    draw = jax.vmap(jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, t), row)))
-    token = jnp.where(config.temperature > 0, draw(keys, logits), jnp.argmax(logits, -1)).astype(jnp.int32)
-    token_log_prob = jnp.take_along_axis(log_probs, token[..., None], -1)[..., 0]
-    stopped = running & jnp.isin(token, config.stop_ids)
-
-    positions = jnp.where(running & ~stopped, prompt_length[:, None] + t, -1)[..., None]
-    hidden, new = model.apply(params, token[..., None], positions, (prompt_cache, state["cache"]))
-
-    def record(name, value):
-        values = jnp.where(running, value, 0).astype(state[name].dtype)
-        return jax.lax.dynamic_update_index_in_dim(state[name], values, t, axis=-1)
-
-    return {
-        "t": t + 1,
-        "hidden": hidden[:, :, 0],
-        "done": state["done"] | stopped,
-        "tokens": record("tokens", token),
-        "mask": record("mask", True),
-        "log_probs": record("log_probs", token_log_prob),
-        "entropy": record("entropy", entropy),
-        "delimiter_log_probs": record("delimiter_log_probs", log_probs[..., config.stop_ids[0]]),
-        "cache": write_cache(state["cache"], new, t),
+    t, rows, record = carry
+    drawn = _draw(model, weights, config, rows, uniform[t - start])
+    values = {
+        "tokens": drawn.token,
+        "mask": True,
+        "log_probs": drawn.log_prob,
+        "entropy": drawn.entropy,
+        "delimiter_log_probs": drawn.watched_log_prob,
     }
+    record = {name: _put(record[name], rows.done, t - start, value) for name, value in values.items()}
+    hidden, cache = decoder.feed(model, weights, prompts, rows.cache, drawn.token, rows.prompt_length + t, t)
+    done = rows.done | jnp.isin(drawn.token, config.stop_ids)
+    return t + 1, rows.replace(done=done, hidden=hidden, cache=cache), record

@@ -13,7 +13,7 @@ import jax
 
 from nrt_jax import checkpoints, hf
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
-from nrt_jax.rollout import sample
+from nrt_jax.rollout import engine
 from nrt_jax.training import workdir as run_folder
 from nrt_jax.training.checkpoint import Checkpointer
 from nrt_jax.training.config import TrainConfig
@@ -114,7 +114,7 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[Learne
     batch = setup.encoder.batch(rows)
     sampling = sampling_config(config.rollout, setup.trace_format)
     params = setup.policy(state.params)
-    rollout = sample(setup.model, params, batch.prompts, jax.random.fold_in(rng, 0), sampling)
+    rollout = engine.sample(setup.model, params, batch.prompts, jax.random.fold_in(rng, 0), sampling)
     return reward_rollout(
         params,
         rollout,

@@ -16,7 +16,7 @@ from tests.fixtures_model import DELIMITER, random_batch, sampling, tiny_model
 def test_a_given_trace_earns_what_training_gave_it_when_it_was_sampled(window):
     model, params = tiny_model(window)
     batch, temperature = random_batch(4), 0.7
-    rollout = sample(model, params, batch.prompts, jax.random.key(3), sampling(temperature=temperature))
+    rollout = sample(model, params, batch.prompts, jax.random.key(4), sampling(temperature=temperature))
     reference = batch.reference
     jitted = jax.jit(score_reference, static_argnums=0)
     log_probs, base = jitted(model, params, rollout, reference, np.float32(temperature))

@@ -1,0 +1,107 @@
+"""Drawing the next token of every row from its logits: temperature, truncation, and one pass for all statistics.
+
+A token is drawn by inverting the cumulative distribution in two levels: first a block of tokens by the blocks' masses,
+then a token of that block. It takes two uniform numbers a row; the Gumbel-max trick would take V, whose generation cost
+more on CPU than the model's forward pass. Both are exact.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 64  # V is padded to a multiple of it.
+MASKED = -1e30  # The logit of padding; finite, so that its terms of the entropy are 0 and not NaN.
+
+
+class Draw(NamedTuple):
+    """One token a row and what the learner wants to know of its distribution; each [N], in nats.
+
+    Attributes:
+        token: int32.
+        log_prob: Of the token, float32.
+        entropy: float32.
+        watched_log_prob: Of the watched token, float32.
+    """
+
+    token: jax.Array
+    log_prob: jax.Array
+    entropy: jax.Array
+    watched_log_prob: jax.Array
+
+
+class Truncation(NamedTuple):
+    """Which tokens may be drawn; None is off. Equal probabilities stay or go together.
+
+    Attributes:
+        top_k: [] int32, the k likeliest.
+        top_p: [] float32, of those the fewest whose mass is at least top_p of theirs.
+        min_p: [] float32, those at least min_p as likely as the likeliest.
+    """
+
+    top_k: jax.Array | None = None
+    top_p: jax.Array | None = None
+    min_p: jax.Array | None = None
+
+
+def draw(
+    logits: jax.Array, uniform: jax.Array, temperature: jax.Array, watched: jax.Array, truncation: Truncation
+) -> Draw:
+    """Draws from softmax(logits / temperature), cut by `truncation`.
+
+    Log-probabilities and entropy are those before the cut: the learner recomputes softmax(logits / temperature) and
+    compares.
+
+    Args:
+        logits: [V, N] float32, V a multiple of `BLOCK`, padding `MASKED`.
+        uniform: [N, 2] float32 in [0, 1).
+        temperature: [] float32; 0 takes the likeliest token, the first of equals, with statistics at 1.
+        watched: [] int32, a token whose log-probability is wanted whether drawn or not.
+        truncation: What may be drawn.
+    """
+    greedy = temperature <= 0
+    logits = logits / jnp.where(greedy, 1.0, temperature)
+    shifted = logits - jnp.max(logits, axis=0)
+    relative = jnp.exp(shifted)  # Probability over that of the likeliest token.
+    total = jnp.sum(relative, axis=0)
+    log_total = jnp.log(total)
+    entropy = log_total - jnp.sum(relative * shifted, axis=0) / total
+
+    least = jnp.where(greedy, 1.0, _least_relative(relative, truncation))
+    token = _invert(jnp.where(relative >= least, relative, 0.0), jnp.where(greedy, 0.0, uniform))
+    log_prob = jnp.take_along_axis(shifted, token[None], axis=0)[0] - log_total
+    return Draw(token, log_prob, entropy, shifted[watched] - log_total)
+
+
+def _invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The token [N] at which each row's cumulative weight [V, N] passes the uniform numbers."""
+    blocks = weights.reshape(-1, BLOCK, weights.shape[-1])
+    block = _first_above(jnp.sum(blocks, axis=1), uniform[:, 0])
+    inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
+    return block * BLOCK + _first_above(inside, uniform[:, 1])
+
+
+def _first_above(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """[N] int32, the first index of [n, N] whose cumulative weight is above uniform x the largest.
+
+    An index of weight 0 is never taken, however the cumulative sums are rounded: they count as 0.
+    """
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=0), 0.0)
+    return jnp.argmax(cumulative > uniform * jnp.max(cumulative, axis=0), axis=0).astype(jnp.int32)
+
+
+def _least_relative(relative: jax.Array, truncation: Truncation) -> jax.Array:
+    """The least relative probability [N] that may be drawn; the likeliest token, at 1, always may."""
+    least = jnp.zeros(relative.shape[-1])
+    if truncation.top_k is not None or truncation.top_p is not None:
+        falling = jnp.flip(jnp.sort(relative, axis=0), axis=0)
+        if truncation.top_k is not None:
+            least = falling[jnp.clip(truncation.top_k, 1, falling.shape[0]) - 1]
+        if truncation.top_p is not None:
+            falling = jnp.where(falling >= least, falling, 0.0)
+            before = jnp.cumsum(falling, axis=0) - falling
+            in_nucleus = (before < truncation.top_p * jnp.sum(falling, axis=0)) | (truncation.top_p >= 1)
+            least = jnp.maximum(least, jnp.min(jnp.where(in_nucleus, falling, 1.0), axis=0))
+    if truncation.min_p is not None:
+        least = jnp.maximum(least, truncation.min_p)
+    return jnp.minimum(least, 1.0)
