@@ -81,8 +81,9 @@ class BenchConfig:
     """What to time.
 
     Attributes:
-        work: `rollout`: sampling the traces, with finished rows leaving and without. `score`: c_i and c_base from the caches that a rollout left, and beside it
-            the same from a forward of the whole sequences. `train`: one update. `step`: all three.
+        work: `rollout`: sampling the traces, with finished rows leaving and without. `score`: c_i and c_base from the
+            caches that a rollout left, and beside it the same from a forward of the whole sequences. `train`: one
+            update. `step`: rollout, scoring and update.
         model: The model's shape.
         size: The batch's shape.
         mean_length: Mean length of a trace as a share of Z, the lengths being geometric; 1 for Z tokens in every row.
