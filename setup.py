@@ -25,7 +25,14 @@ REQUIREMENTS = [
 
 EXTRAS = {
     # torch and peft are what logits are compared with; nothing outside tests/ imports them.
-    "test": ["hypothesis>=6.170.15", "peft>=0.21.2", "pytest>=9.2.0", "ruff>=0.17.6", "torch==2.13.0"],
+    "test": [
+        "hypothesis>=6.170.15",
+        "peft>=0.21.2",
+        "pytest>=9.2.0",
+        "pytest-xdist>=3.8.0",
+        "ruff>=0.17.6",
+        "torch==2.13.0",
+    ],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "cuda13": ["jax[cuda13]>=0.10.2"],
