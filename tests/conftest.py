@@ -16,5 +16,5 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # A first example may wait for a compilation; the same examples every time make a failure repeatable.
-hypothesis.settings.register_profile("nrt", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.register_profile("nrt", deadline=None, derandomize=True, max_examples=12)
 hypothesis.settings.load_profile("nrt")
