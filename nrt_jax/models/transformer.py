@@ -163,14 +163,14 @@ class Transformer(nnx.Module):
 
         def layer(x, layer_inputs):
             params, kv, adapters = layer_inputs
-            caches = [KVCache(k=k, v=v, positions=c.positions) for (k, v), c in zip(kv, context, strict=True)]
+            caches = [cache.replace(positions=c.positions) for cache, c in zip(kv, context, strict=True)]
             x, own = nnx.merge(block, params)(x, positions, rotation, caches, adapters)
             return x, (own.k, own.v)
 
         if remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
         # Four layers a turn: a quarter off the step's time on CPU, and compilation stays independent of depth.
-        inputs = (stacked, [(c.k, c.v) for c in context], adapters)
+        inputs = (stacked, [c.replace(positions=None) for c in context], adapters)
         x, (k, v) = jax.lax.scan(layer, x, inputs, unroll=min(4, self.config.num_layers))
         x = rms_norm(x, self.final_norm[...], self.config.norm_eps)
         return x, KVCache(k=k, v=v, positions=positions)

@@ -8,7 +8,7 @@ each layer's weights and caches at every token.
 Prompts and their rows are two arrays of different length, joined by an index. Only attention to the prompts' caches
 needs rows of one prompt together:
 
-    rows       r0 r1 r2 r3 r4             N = 5, each with a cache [G, S, d] of its own
+    rows       r0 r1 r2 r3 r4             N = 5, each with a cache [G, S, d] of its own, filled from its `first` slot
     grid       [[r0 r1 r2]                [P, K] indices of rows; a free cell repeats some row, and nobody reads it
                 [r3 r4 r0]]
     cell       0  1  2  3  4              [N], where each row stands in the grid
@@ -16,13 +16,15 @@ needs rows of one prompt together:
 
 import itertools
 import math
+import operator
+from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from nrt_jax.models import KVCache, Model, Params, rope
-from nrt_jax.models.attention import MASKED
+from nrt_jax.models.attention import MASKED, quantize
 from nrt_jax.rollout.draw import BLOCK
 
 FUSED = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
@@ -49,30 +51,43 @@ class Weights:
 
 
 @flax.struct.dataclass(kw_only=True)
+class Segment:
+    """One layer's keys and values of S slots for each of B prompts or rows.
+
+    Attributes:
+        k: [B, G, d, S].
+        v: [B, G, S, d].
+        k_scale: [B, G, S] float32 where k is int8 (`attention.quantize`), else None.
+        v_scale: Of v, likewise.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
+
+    def map_slots(self, fn: Callable[..., jax.Array], *others: "Segment") -> "Segment":
+        """Applies fn(array, its axis of slots, arrays of the others..) to every array."""
+        scale_axis = None if self.k_scale is None else 2
+        axes = Segment(k=3, v=2, k_scale=scale_axis, v_scale=scale_axis)
+        return jax.tree.map(fn, self, axes, *others)
+
+
+@flax.struct.dataclass(kw_only=True)
 class PromptCache:
     """The prompts' caches and which rows read them.
 
     Attributes:
-        k: For each layer [P, G, d, X].
-        v: For each layer [P, G, X, d].
+        layers: For each layer the P prompts' keys and values.
         positions: [P, X] int32, -1 for an empty slot.
         grid: [P, K] int32, the rows of each prompt.
         cell: [N] int32, each row's index in the flattened grid.
     """
 
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
+    layers: tuple[Segment, ...]
     positions: jax.Array
     grid: jax.Array
     cell: jax.Array
-
-
-@flax.struct.dataclass(kw_only=True)
-class RowCache:
-    """The rows' own caches; for each layer k is [N, G, d, S] and v [N, G, S, d]."""
-
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
 
 
 def prepare(model: Model, params: Params) -> Weights:
@@ -109,16 +124,28 @@ def _matrix(weight: jax.Array, num_inputs: int = 1) -> jax.Array:
     return jnp.swapaxes(weight.reshape(weight.shape[0], width, -1), 1, 2)
 
 
-def share_prompts(cache: KVCache, group_size: int) -> PromptCache:
-    """The caches of P prompts, K = 1, read by P x `group_size` rows in order."""
-    rows = jnp.arange(cache.positions.shape[0] * group_size)
-    return PromptCache(
-        k=tuple(jnp.swapaxes(cache.k[:, :, :, 0], -1, -2)),
-        v=tuple(cache.v[:, :, :, 0]),
-        positions=cache.positions[:, 0],
-        grid=rows.reshape(-1, group_size),
-        cell=rows,
-    )
+def share_prompts(cache: KVCache, prompts: jax.Array, grid: jax.Array, cell: jax.Array) -> PromptCache:
+    """Lays out the caches of some prompts for decoding.
+
+    Args:
+        cache: Of all prompts at hand, K = 1.
+        prompts: [P] int32, indices of those whose rows decode.
+        grid: As in `PromptCache`.
+        cell: As in `PromptCache`.
+    """
+    arrays = (cache.k, cache.v, cache.k_scale, cache.v_scale)
+    k, v, k_scale, v_scale = (None if x is None else x[:, :, :, 0][:, prompts] for x in arrays)
+    stacked = Segment(k=jnp.swapaxes(k, -1, -2), v=v, k_scale=k_scale, v_scale=v_scale)
+    layers = tuple(jax.tree.map(operator.itemgetter(i), stacked) for i in range(len(k)))
+    return PromptCache(layers=layers, positions=cache.positions[prompts, 0], grid=grid, cell=cell)
+
+
+def empty_segments(like: KVCache, num_rows: int, num_slots: int) -> tuple[Segment, ...]:
+    """Each layer's empty cache of `num_rows` rows, of the dtype and the heads of `like`."""
+    num_layers, _, num_kv_heads, _, _, head_dim = like.k.shape
+    k = jnp.zeros((num_rows, num_kv_heads, head_dim, num_slots), like.k.dtype)
+    scale = None if like.k_scale is None else jnp.zeros((num_rows, num_kv_heads, num_slots))
+    return (Segment(k=k, v=jnp.swapaxes(k, -1, -2), k_scale=scale, v_scale=scale),) * num_layers
 
 
 def logits(model: Model, weights: Weights, hidden: jax.Array) -> jax.Array:
@@ -132,55 +159,56 @@ def feed(
     model: Model,
     weights: Weights,
     prompts: PromptCache,
-    cache: RowCache,
+    layers: tuple[Segment, ...],
     token: jax.Array,
     position: jax.Array,
+    first: jax.Array,
     slot: jax.Array,
-) -> tuple[jax.Array, RowCache]:
+) -> tuple[jax.Array, tuple[Segment, ...]]:
     """Runs one token of every row.
 
     Args:
         model: The policy.
         weights: Of `prepare`.
         prompts: What the rows share.
-        cache: What they do not; slots below `slot` hold earlier tokens.
+        layers: What they do not: their earlier tokens, in the slots from `first` to below `slot`.
         token: [N] int32.
         position: [N] int32 in the sequence.
+        first: [N] int32, the slot of each row's first token.
         slot: [] int32, where all rows' keys and values are written.
 
     Returns:
-        Hidden [D, N] after the final norm, and the cache with the tokens in it.
+        Hidden [D, N] after the final norm, and the caches with the tokens in them.
     """
     c = model.config
     x = weights.embedding[token].astype(c.dtype).T
     # The barrier: or else XLA computes them again in every layer.
     cos, sin = jax.lax.optimization_barrier(rope.rotation(c.rope, c.head_dim, position[:, None]))
-    slots = jnp.arange(cache.v[0].shape[2])
-    visible = slots <= slot
+    slots = jnp.arange(layers[0].v.shape[2])
+    visible = (slots >= first[:, None]) & (slots <= slot)
     distance = position[prompts.grid][..., None] - prompts.positions[:, None]
     prompt_visible = jnp.broadcast_to(prompts.positions[:, None] >= 0, distance.shape)
     if c.sliding_window is not None:
         visible &= slot - slots < c.sliding_window
         prompt_visible &= distance < c.sliding_window
-    bias, prompt_bias = (jnp.where(mask, 0.0, MASKED) for mask in (visible, prompt_visible))
+    bias, prompt_bias = (jnp.where(mask, 0.0, MASKED) for mask in (visible[:, None, None], prompt_visible))
 
-    ks, vs = [], []
-    for i, layer in enumerate(weights.layers):
+    written = []
+    for layer, shared, own in zip(weights.layers, prompts.layers, layers, strict=True):
         h = _rms_norm(x, layer["attention_norm"], c.norm_eps)
         # The barrier: or else XLA has the product write its transpose, at four times the product's time.
         heads = jax.lax.optimization_barrier(_linear(layer, "qkv", h)).T
         heads = jax.lax.optimization_barrier(heads).reshape(len(token), -1, c.head_dim)
         q, k, v = jnp.split(heads, [c.num_heads, c.num_heads + c.num_kv_heads], axis=1)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
-        ks.append(_write(cache.k[i], k[..., None], slot, axis=3))
-        vs.append(_write(cache.v[i], v[:, :, None], slot, axis=2))
+        written.append(_write(own, k, v, slot))
         q = (q * c.head_dim**-0.5).reshape(len(token), c.num_kv_heads, -1, c.head_dim)
-        shared = _attend_prompts(q, prompts, prompts.k[i], prompts.v[i], prompt_bias)
-        mixed = _join(shared, _partial_attention(q, ks[i], vs[i], bias)).astype(q.dtype)
+        of_prompt = _attend_prompts(q, prompts, shared, prompt_bias)
+        mixed = _join(of_prompt, _partial_attention(q, written[-1], bias)).astype(q.dtype)
         x = x + _linear(layer, "o", mixed.reshape(len(token), -1).T)
         gate, up = jnp.split(_linear(layer, "gate_up", _rms_norm(x, layer["mlp_norm"], c.norm_eps)), 2)
         x = x + _linear(layer, "down", jax.nn.silu(gate) * up)
-    return _rms_norm(x, weights.final_norm, c.norm_eps), RowCache(k=tuple(ks), v=tuple(vs))
+    return _rms_norm(x, weights.final_norm, c.norm_eps), tuple(written)
 
 
 def _linear(layer: dict, name: str, x: jax.Array) -> jax.Array:
@@ -196,12 +224,18 @@ def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (scale[:, None] * normalised).astype(x.dtype)
 
 
-def _write(cache: jax.Array, new: jax.Array, slot: jax.Array, axis: int) -> jax.Array:
-    """Writes one slot of every row; in place, since nobody reads the old cache any more."""
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), slot, axis)
+def _write(segment: Segment, k: jax.Array, v: jax.Array, slot: jax.Array) -> Segment:
+    """Writes k and v [N, G, d] to one slot of every row; in place, since nobody reads the old cache any more."""
+    (k, k_scale), (v, v_scale) = quantize(k, segment.k.dtype), quantize(v, segment.v.dtype)
+    new = Segment(k=k, v=v, k_scale=k_scale, v_scale=v_scale)
+
+    def put(cache, axis, values):
+        return jax.lax.dynamic_update_index_in_dim(cache, values, slot, axis)
+
+    return segment.map_slots(put, new)
 
 
-def _attend_prompts(q, prompts, k, v, bias):
+def _attend_prompts(q, prompts, segment, bias):
     """`_partial_attention` of every row to its prompt's cache."""
     num_prompts, group_size = prompts.grid.shape
     _, num_kv_heads, repeats, width = q.shape
@@ -212,21 +246,26 @@ def _attend_prompts(q, prompts, k, v, bias):
         x = x.reshape(num_prompts, num_kv_heads, group_size, repeats, -1)
         return jnp.swapaxes(x, 1, 2).reshape(num_prompts * group_size, num_kv_heads, repeats, -1)[prompts.cell]
 
-    return jax.tree.map(by_row, _partial_attention(by_prompt, k, v, bias))
+    return jax.tree.map(by_row, _partial_attention(by_prompt, segment, bias))
 
 
-def _partial_attention(q, k, v, bias):
+def _partial_attention(q, segment, bias):
     """Softmax attention before its division: the greatest score, the sum of weights, the weighted values.
 
-    q [a, G, M, d], k [a, G, d, S], v [a, G, S, d], bias broadcast to [a, G, M, S]; float32 results [a, G, M, 1 or d].
+    q [a, G, M, d], segment of a prompts or rows, bias broadcast to [a, G, M, S]; float32 results [a, G, M, 1 or d].
     """
-    scores = jnp.einsum("agmd,agds->agms", q, k.astype(q.dtype), preferred_element_type=jnp.float32) + bias
+    k, v = segment.k.astype(q.dtype), segment.v.astype(q.dtype)
+    scores = jnp.einsum("agmd,agds->agms", q, k, preferred_element_type=jnp.float32)
+    if segment.k_scale is not None:
+        scores *= segment.k_scale[:, :, None]
+    scores += bias
     top = jnp.max(scores, -1, keepdims=True)
     weights = jnp.exp(scores - top)
-    mixed = jnp.einsum(
-        "agms,agsd->agmd", weights.astype(q.dtype), v.astype(q.dtype), preferred_element_type=jnp.float32
-    )
-    return top, jnp.sum(weights, -1, keepdims=True), mixed
+    total = jnp.sum(weights, -1, keepdims=True)
+    if segment.v_scale is not None:
+        weights *= segment.v_scale[:, :, None]
+    mixed = jnp.einsum("agms,agsd->agmd", weights.astype(q.dtype), v, preferred_element_type=jnp.float32)
+    return top, total, mixed
 
 
 def _join(a, b):

@@ -1,25 +1,35 @@
-"""Sampling chunk by chunk from the host, so that finished rows leave.
+"""Sampling from the host: finished rows leave, and those that wait take their seats (continuous batching).
 
-Between two chunks the host reads which rows are done, and the others move together:
+Between two chunks of steps the host reads which rows are done:
 
-    rows            r0  r1  r2  r3  r4  r5  r6  r7      8 rows of 2 prompts; r1, r4 and r6 go on
-    after chunk 1   r1  r4  r6  --                      4 rows, one of them padding; a prompt without rows leaves too
+    seats in chunk 1     r0  r1  r2  r3      r1 and r3 finish, and r4, r5, .. wait
+    seats in chunk 2     r0  r4  r2  r5      rows may start at any slot, so that nothing is recompiled
+    ...
+    seats in chunk 9     r6  r8              nobody waits any more, and half the seats are enough
 
-The number of rows is P x K or that halved a few times, and every chunk has its number of slots: each pair of the two
-that occurs is one program, compiled once.
+Where the rows are more than `max_rows`, prompts wait too: caches exist for some of them at a time, and a group whose
+rows have all left is handed out, so that whoever scores it can free them.
+
+Shapes are few: the seats are `max_rows` or that halved a few times, a row's cache is a chunk or that doubled a few
+times, and each pair of the two that occurs is one program.
 """
+
+import collections
+import functools
+from collections.abc import Iterator
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nrt_jax.data.batch import Prompts
 from nrt_jax.models import Model, Params
-from nrt_jax.rollout import sampler
+from nrt_jax.rollout import decoder, sampler
 from nrt_jax.rollout.decoder import PromptCache
-from nrt_jax.rollout.sampler import Rollout, Rows, SamplingConfig
+from nrt_jax.rollout.sampler import Groups, Rollout, Rows, SamplingConfig, row_keys
 
-HALVINGS = 3  # Of the number of rows, at most: few rows take little less time than fewer, and each is a program.
+HALVINGS = 3  # Of the number of seats, at most: few rows take little less time than fewer, and each is a program.
 
 
 def sample(model: Model, params: Params, prompts: Prompts, rng: jax.Array, config: SamplingConfig) -> Rollout:
@@ -32,82 +42,266 @@ def sample(model: Model, params: Params, prompts: Prompts, rng: jax.Array, confi
         rng: One key, from which rows derive theirs (`row_keys`), or [P, K] keys.
         config: How to sample.
     """
-    weights, shared, rows, rollout = _begin(model, params, prompts, rng, config)
-    num_rows = rollout.finished.size
-    place = np.arange(num_rows)  # Of each row, in the rollout.
-    prompt_ids = np.arange(rollout.finished.shape[0])  # Of the prompts that the rows share.
-    for start, end in sampler.chunk_bounds(config):
-        running = np.flatnonzero(~np.asarray(rows.done))
-        if not running.size:
-            break
-        size = _bucket(running.size, num_rows)
-        if size < rows.done.size:
-            place = place[running]
-            seats, prompt_ids = _seat(running, place // config.group_size, prompt_ids, size, config.group_size)
-            rows, shared = _move(rows, shared, seats)
-        row_of = np.full(num_rows, rows.done.size, np.int32)
-        row_of[place] = np.arange(place.size)
-        rows, rollout = _advance(model, weights, shared, rows, rollout, row_of, np.int32(start), end - start, config)
-    return rollout
+    parts = list(stream(model, params, prompts, rng, config))
+    if len(parts) == 1:
+        return parts[0][1]
+    ids = np.concatenate([ids for ids, _ in parts])
+    is_real = np.concatenate([np.arange(part.finished.shape[0]) < len(ids) for ids, part in parts])
+    order = np.flatnonzero(is_real)[np.argsort(ids)]
+    first, *others = (part for _, part in parts)
+    return first.map_prompts(lambda x, axis, *more: jnp.take(jnp.concatenate([x, *more], axis), order, axis), *others)
+
+
+def stream(
+    model: Model, params: Params, prompts: Prompts, rng: jax.Array, config: SamplingConfig
+) -> Iterator[tuple[np.ndarray, Rollout]]:
+    """Samples like `sample`, and hands out groups when all of their rows are done.
+
+    Args:
+        model: The policy.
+        params: Its parameters.
+        prompts: P prompts.
+        rng: One key, from which rows derive theirs (`row_keys`), or [P, K] keys.
+        config: How to sample.
+
+    Yields:
+        Indices of some prompts, each once in all, and their rollout. All rollouts have one shape: where the indices are
+        fewer than its groups, the last groups are padding.
+    """
+    run = _Run(model, params, jax.tree.map(jnp.asarray, prompts), rng, config)
+    while True:
+        run.leave()
+        yield from run.hand_out()
+        if not run.take_seats():
+            return
+        run.advance()
+
+
+class _Run:
+    """One rollout on its way. A row is numbered place x K + k, by the place of its group in `groups`.
+
+    Attributes:
+        num_seats: Rows decoded at once, at most.
+        num_places: Groups in memory at once. Twice what the seats need: a group keeps its place until all of its rows
+            have left, and meanwhile others use their seats.
+        batch: Prompts that are run, and groups that are handed out, at once.
+        queue: Prompts that have no place yet.
+        prompt: [places] the prompt at each place, or -1.
+        missing: [places] how many of its rows have not left.
+        waiting: Rows that have no seat yet.
+        seated: [N] the row of each seat, or -1.
+        first: [N] the slot of each seat's first token.
+        slot: Where the next tokens go.
+        groups: What is in memory.
+        rows: Those that are seated.
+        shared: What they share.
+    """
+
+    def __init__(self, model: Model, params: Params, prompts: Prompts, rng: jax.Array, config: SamplingConfig):
+        """Seats nobody yet."""
+        self.model, self.params, self.prompts, self.config = model, params, prompts, config
+        num_prompts, group_size = prompts.tokens.shape[0], config.group_size
+        self.keys = (row_keys(rng, num_prompts, group_size) if rng.ndim == 0 else rng).reshape(-1)
+        self.weights = _prepare(model, params)
+        self.num_seats, self.num_places, self.batch = num_prompts * group_size, num_prompts, num_prompts
+        if config.max_rows is not None and config.max_rows < self.num_seats:
+            self.num_seats = config.max_rows
+            self.num_places = min(num_prompts, 2 * -(-config.max_rows // group_size))
+            self.batch = -(-self.num_places // 4)
+        self.queue, self.waiting = collections.deque(range(num_prompts)), collections.deque()
+        self.prompt, self.missing = np.full(self.num_places, -1), np.zeros(self.num_places, int)
+        self.seated, self.first, self.slot = np.zeros(0, int), np.zeros(0, int), 0
+        self.groups = self.rows = self.shared = None
+
+    def leave(self) -> None:
+        """Stores the rows that are done, if others can move then."""
+        if self.rows is None:
+            return
+        done = np.asarray(self.rows.done)
+        leaving = np.flatnonzero(done & (self.seated >= 0))
+        num_running = done.size - np.count_nonzero(done)
+        is_gain = self.queue or self.waiting or self._is_full() or self._num_seats(num_running) < done.size
+        if not leaving.size or (num_running and not is_gain):
+            return
+        rows = self.seated[leaving]
+        padded = [np.pad(x, (0, done.size - x.size)).astype(np.int32) for x in (leaving, rows)]
+        count = np.int32(leaving.size)
+        self.groups = _store(self.model, self.weights, self.groups, self.rows, *padded, count, self.config)
+        np.subtract.at(self.missing, rows // self.config.group_size, 1)
+        self.seated[leaving] = -1
+
+    def hand_out(self) -> Iterator[tuple[np.ndarray, Rollout]]:
+        """Hands out complete groups and lets prompts take their places; in full batches, unless seats stay empty."""
+        while True:
+            complete = np.flatnonzero((self.prompt >= 0) & (self.missing == 0))[: self.batch]
+            is_end = not self.queue and not self.missing.any()
+            if complete.size == self.batch or (complete.size and (is_end or self._is_starving())):
+                yield self.prompt[complete], self._rollout_of(complete)
+                self.prompt[complete] = -1
+            elif not self._admit():
+                return
+
+    def _is_starving(self) -> bool:
+        """Prompts wait for places, and seats for rows."""
+        return bool(self.queue) and np.count_nonzero(self.seated >= 0) + len(self.waiting) < self.num_seats
+
+    def _admit(self) -> bool:
+        """Runs a batch of prompts, if there are places for them; returns whether it did."""
+        size = min(self.batch, len(self.queue))
+        places = np.flatnonzero(self.prompt < 0)[:size]
+        if not places.size or (places.size < size and not self._is_starving()):
+            return False
+        self.prompt[places] = [self.queue.popleft() for _ in places]
+        self.missing[places] = self.config.group_size
+        self.waiting.extend((places[:, None] * self.config.group_size + np.arange(self.config.group_size)).reshape(-1))
+        ids = _padded(self.prompt[places], self.batch)
+        new = _begin(self.model, self.params, jax.tree.map(lambda x: x[ids], self.prompts), self.config)
+        if self.batch == self.num_places:
+            self.groups = new
+        else:
+            self.groups = _place(self.groups, new, _padded(places, self.batch), self.num_places)
+        return True
+
+    def _rollout_of(self, places: np.ndarray) -> Rollout:
+        if self.batch == self.num_places:  # All at once: no copy.
+            return self.groups.rollout
+        return _take(self.groups.rollout, _padded(places, self.batch))
+
+    def take_seats(self) -> bool:
+        """Seats rows that wait and makes room for the next tokens; returns whether anyone decodes."""
+        kept = np.flatnonzero(self.seated >= 0)
+        entering = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.num_seats - kept.size))]
+        if not kept.size and not entering:
+            return False
+        size = self._num_seats(kept.size + len(entering))
+        drop = int(self.first[kept].min()) if kept.size else self.slot
+        num_slots = self.config.capacity(self.slot - drop + self.config.chunk_size)
+        if entering or size < self.seated.size:
+            seated = np.concatenate([self.seated[kept], np.array(entering, int)])
+            seats = self._seats(kept, seated, size)
+            self.slot, self.first = (
+                self.slot - drop,
+                np.append(self.first[kept], np.full(len(entering), self.slot)) - drop,
+            )
+            old = self.rows if kept.size else None
+            arrays = (np.int32(drop), np.int32(self.slot))
+            self.rows, self.shared = _seat(self.groups, old, self.keys, seats, *arrays, num_slots)
+            self.seated = np.pad(seated, (0, size - seated.size), constant_values=-1)
+            self.first = np.pad(self.first, (0, size - seated.size))
+        elif self._is_full():
+            self.rows = _resize(self.rows, np.int32(drop), num_slots)
+            self.slot, self.first = self.slot - drop, self.first - drop
+        return True
+
+    def _is_full(self) -> bool:
+        return self.slot + self.config.chunk_size > self.rows.num_slots
+
+    def _num_seats(self, count: int) -> int:
+        """The least number of seats of a program that holds so many rows."""
+        return min(n for i in range(HALVINGS + 1) if (n := -(-self.num_seats // 2**i)) >= count)
+
+    def _seats(self, kept: np.ndarray, seated: np.ndarray, size: int) -> "Seats":
+        """Where `seated` rows sit, of which the first were at the seats `kept`, among `size`."""
+        group_size = self.config.group_size
+        place, member = np.divmod(seated, group_size)
+        prompts, seat = np.unique(place, return_inverse=True)
+        cell = seat * group_size + member
+        grid = np.zeros(min(self.num_places, size) * group_size, np.int32)
+        grid[cell] = np.arange(seated.size)
+        return Seats(
+            source=_padded(kept, size),
+            is_kept=np.arange(size) < kept.size,
+            is_row=np.arange(size) < seated.size,
+            place=_padded(place, size),
+            key=_padded(self.prompt[place] * group_size + member, size),
+            prompts=_padded(prompts, min(self.num_places, size)),
+            grid=grid.reshape(-1, group_size),
+            cell=_padded(cell, size),
+        )
+
+    def advance(self) -> None:
+        """Decodes a chunk."""
+        slot, num_steps = np.int32(self.slot), self.config.chunk_size
+        self.rows = _advance(self.model, self.weights, self.shared, self.rows, slot, num_steps, self.config)
+        self.slot += num_steps
 
 
 @flax.struct.dataclass(kw_only=True)
 class Seats:
-    """Who goes on, and where; padding repeats index 0.
+    """Who decodes, and where; padding repeats the first, or index 0.
 
     Attributes:
-        rows: [N] int32, indices of rows.
+        source: [N] int32, where a row sat before.
+        is_kept: [N] bool, it sat somewhere.
         is_row: [N] bool, False on padding.
-        prompts: [P] int32, indices of prompts.
+        place: [N] int32, of its group.
+        key: [N] int32, index of its key.
+        prompts: [P] int32, places of the groups that decode.
         grid: [P, K] int32, as in `PromptCache`.
         cell: [N] int32, as in `PromptCache`.
     """
 
-    rows: np.ndarray
+    source: np.ndarray
+    is_kept: np.ndarray
     is_row: np.ndarray
+    place: np.ndarray
+    key: np.ndarray
     prompts: np.ndarray
     grid: np.ndarray
     cell: np.ndarray
 
 
-def _bucket(count: int, num_rows: int) -> int:
-    """The least number of rows of a program that holds so many."""
-    return min(size for i in range(HALVINGS + 1) if (size := -(-num_rows // 2**i)) >= count)
+def _padded(x: np.ndarray, length: int) -> np.ndarray:
+    """Of that length, by repeating the first."""
+    fill = x[0] if x.size else 0
+    return np.pad(x, (0, length - x.size), constant_values=fill).astype(np.int32)
 
 
-def _seat(
-    running: np.ndarray, prompt_of_row: np.ndarray, prompt_ids: np.ndarray, size: int, group_size: int
-) -> tuple[Seats, np.ndarray]:
-    """Seats `running` rows, whose prompts' ids are given in rising order, in a batch of `size`."""
-    kept, seat = np.unique(prompt_of_row, return_inverse=True)
-    among = np.arange(running.size) - np.searchsorted(prompt_of_row, prompt_of_row)  # Of its prompt's rows, the i-th.
-    where = {prompt: i for i, prompt in reversed(list(enumerate(prompt_ids)))}  # Padding is behind what it repeats.
-    num_prompts = min(prompt_ids.size, size)
-    grid = np.zeros((num_prompts, group_size), np.int32)
-    grid[seat, among] = np.arange(running.size)
-
-    def padded(x, length):
-        return np.pad(x, (0, length - x.size)).astype(np.int32)
-
-    seats = Seats(
-        rows=padded(running, size),
-        is_row=np.arange(size) < running.size,
-        prompts=padded(np.array([where[i] for i in kept]), num_prompts),
-        grid=grid,
-        cell=padded(seat * group_size + among, size),
-    )
-    return seats, padded(kept, num_prompts)
-
-
+_prepare = jax.jit(decoder.prepare, static_argnums=0)
 _begin = jax.jit(sampler.begin, static_argnums=0)
-_advance = jax.jit(sampler.advance, static_argnames=("model", "num_steps"), donate_argnames="rollout")
+_advance = jax.jit(sampler.advance, static_argnames=("model", "num_steps"), donate_argnames="rows")
+_store = jax.jit(sampler.store, static_argnames="model", donate_argnames="groups")
+_resize = jax.jit(sampler.resize, static_argnames="num_slots")
+
+
+@functools.partial(jax.jit, static_argnames="num_places", donate_argnums=0)
+def _place(groups: Groups | None, new: Groups, places: jax.Array, num_places: int) -> Groups:
+    """Puts new groups at their places."""
+
+    def put(x, axis, old=None):
+        if old is None:
+            old = jnp.zeros((*x.shape[:axis], num_places, *x.shape[axis + 1 :]), x.dtype)
+        return old.at[(slice(None),) * axis + (places,)].set(x)
+
+    return new.map_prompts(put, *([] if groups is None else [groups]))
 
 
 @jax.jit
-def _move(rows: Rows, shared: PromptCache, seats: Seats) -> tuple[Rows, PromptCache]:
-    """The rows and prompts that go on."""
-    k, v = jax.tree.map(lambda x: x[seats.prompts], (shared.k, shared.v))
-    moved = jax.tree.map(lambda x: x[seats.rows], rows.replace(hidden=rows.hidden.T))
-    moved = moved.replace(hidden=moved.hidden.T, done=moved.done | ~seats.is_row)
-    positions = shared.positions[seats.prompts]
-    return moved, PromptCache(k=k, v=v, positions=positions, grid=seats.grid, cell=seats.cell)
+def _take(rollout: Rollout, places: jax.Array) -> Rollout:
+    return rollout.map_prompts(lambda x, axis: jnp.take(x, places, axis))
+
+
+@functools.partial(jax.jit, static_argnames="num_slots")
+def _seat(
+    groups: Groups,
+    rows: Rows | None,
+    keys: jax.Array,
+    seats: Seats,
+    drop: jax.Array,
+    slot: jax.Array,
+    num_slots: int,
+) -> tuple[Rows, PromptCache]:
+    """Those who go on and those who begin."""
+    new = sampler.start_rows(groups, keys[seats.key], seats.place, slot, num_slots)
+    new = new.replace(done=~seats.is_row)
+    if rows is not None:
+        old = sampler.resize(rows.take(seats.source), drop, num_slots)
+        names = ("first", "length", "finished", "done", "hidden")
+
+        def pick(old, new):
+            return jnp.where(seats.is_kept.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
+
+        mixed = {name: pick(getattr(old, name), getattr(new, name)) for name in names}
+        new = new.replace(layers=old.layers, record=old.record, **mixed)
+    cache = groups.rollout.prompt_cache
+    return new, decoder.share_prompts(cache, seats.prompts, seats.grid, seats.cell)

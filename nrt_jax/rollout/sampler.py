@@ -1,16 +1,23 @@
 """Sampling K traces for each of P prompts: one prefill a prompt, then lock-step decoding until all rows stop.
 
-The prompt's cache [P, X] is shared by its K traces; each trace has a cache of its own that grows in chunks:
+The prompt's cache [P, X] is shared by its K traces; each row has a cache of its own whose capacity doubles:
 
-    step t reads      prompt cache [P, 1, X]  +  trace cache [P, K, min(chunk * ceil((t+1) / chunk), Z)]
-    step t writes     slot t of every row's trace cache
+    step t reads      prompt cache [P, 1, X]  +  row cache [N, S], S >= t + 1
+    step t writes     one slot of every row's cache
 
-Row (p, k) draws token t with `fold_in(key[p, k], t)`: what a row samples depends on its own key and context alone, not
-on the batch around it. `sample` is one program, for use inside others; `engine.sample` gives the same rollout, chunk by
-chunk from the host, and lets finished rows leave.
+A row may start at any step. All rows then write to the same slot, and each reads from its own `first` one on:
+
+    slot      0    1    2    3    4
+    row 0     z_1  z_2  z_3  z_4  z_5      first 0
+    row 1     .    .    .    z_1  z_2      first 3: took the seat of a row that had finished
+
+Token t of row (p, k) is drawn with `fold_in(key[p, k], t)`: what a row samples depends on its own key and context
+alone, not on the rows around it. `sample` is one program, for use inside others; `engine` gives the same rollout from
+the host, where finished rows leave and waiting ones enter.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -18,9 +25,10 @@ import jax.numpy as jnp
 
 from nrt_jax.data.batch import Prompts
 from nrt_jax.models import KVCache, Model, Params, empty_cache
+from nrt_jax.models.attention import quantize_cache
 from nrt_jax.rollout import decoder
-from nrt_jax.rollout.decoder import PromptCache, RowCache, Weights
-from nrt_jax.rollout.draw import Truncation, draw
+from nrt_jax.rollout.decoder import PromptCache, Segment, Weights
+from nrt_jax.rollout.draw import Draw, Truncation, draw
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -39,9 +47,10 @@ class SamplingConfig:
         min_p: [] float32, only tokens at least min_p as likely as the likeliest; None is off.
         max_new_tokens: Z, the most tokens a row may sample.
         group_size: K, rows for each prompt.
-        chunk_size: Slots by which the trace caches grow.
-        cache_dtype: Of keys and values; None for the model's compute dtype. A narrower one saves memory and bandwidth,
-            and the rollout then differs from the training forward by its rounding.
+        chunk_size: Least slots of a row's cache, and steps between two looks of the engine at which rows are done.
+        cache_dtype: Of keys and values, `int8` included; None for the model's compute dtype. A narrower one saves
+            memory and bandwidth, and the rollout then differs from the training forward by its rounding.
+        max_rows: Rows that the engine decodes at once, while others wait; None for all.
     """
 
     stop_ids: jax.Array
@@ -53,6 +62,13 @@ class SamplingConfig:
     group_size: int = flax.struct.field(pytree_node=False, default=1)
     chunk_size: int = flax.struct.field(pytree_node=False, default=128)
     cache_dtype: str | None = flax.struct.field(pytree_node=False, default=None)
+    max_rows: int | None = flax.struct.field(pytree_node=False, default=None)
+
+    def capacity(self, num_slots: int) -> int:
+        """Slots of a cache that is to hold so many: `chunk_size`, doubled as often as needed, but enough for Z."""
+        most = -(-self.max_new_tokens // self.chunk_size)
+        chunks = -(-num_slots // self.chunk_size)
+        return min(most, 1 << (chunks - 1).bit_length()) * self.chunk_size
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -97,10 +113,40 @@ class Rollout:
         """[P, K] int32, tokens of z."""
         return jnp.sum(self.mask, -1, dtype=jnp.int32) - self.finished
 
+    def map_prompts(self, fn: Callable[..., jax.Array], *others: "Rollout") -> "Rollout":
+        """Applies fn(array, its axis of prompts, arrays of the others..) to every array."""
+        arrays = self.replace(prompt_cache=None, trace_cache=None)
+        more = [other.replace(prompt_cache=None, trace_cache=None) for other in others]
+        caches = {
+            name: getattr(self, name).map_prompts(fn, *(getattr(other, name) for other in others))
+            for name in ("prompt_cache", "trace_cache")
+        }
+        return jax.tree.map(lambda x, *y: fn(x, 0, *y), arrays, *more).replace(**caches)
+
     def matched(self, delimiter: jax.Array) -> jax.Array:
         """[P, K] bool: the policy itself ended the trace with this delimiter."""
         last = jnp.take_along_axis(self.tokens, jnp.maximum(jnp.sum(self.mask, -1) - 1, 0)[..., None], -1)[..., 0]
         return self.finished & (last == delimiter)
+
+
+@flax.struct.dataclass(kw_only=True)
+class Groups:
+    """P prompts that have run, and what their rows have left.
+
+    Attributes:
+        hidden: [P, D], predicts each row's first token.
+        rollout: Of the P prompts; empty where rows have not left yet.
+    """
+
+    hidden: jax.Array
+    rollout: Rollout
+
+    def map_prompts(self, fn: Callable[..., jax.Array], *others: "Groups") -> "Groups":
+        """Like `Rollout.map_prompts`."""
+        return Groups(
+            hidden=fn(self.hidden, 0, *(other.hidden for other in others)),
+            rollout=self.rollout.map_prompts(fn, *(other.rollout for other in others)),
+        )
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -110,16 +156,34 @@ class Rows:
     Attributes:
         key: [N] keys.
         prompt_length: [N] int32.
-        done: [N] bool, the row has sampled a stop token.
-        hidden: [D, N], predicts each row's next token.
-        cache: Of the tokens that they sampled.
+        first: [N] int32, the slot of the row's first token.
+        length: [N] int32, tokens that it has sampled.
+        finished: [N] bool, the last of them is a stop token.
+        done: [N] bool, finished, or at the limit, or not a row but padding.
+        hidden: [N, D], predicts its next token.
+        layers: For each layer, the cache of its tokens.
+        record: Per slot and row [S, N]: its token, int32, and the statistics of `Rollout`, float32.
     """
 
     key: jax.Array
     prompt_length: jax.Array
+    first: jax.Array
+    length: jax.Array
+    finished: jax.Array
     done: jax.Array
     hidden: jax.Array
-    cache: RowCache
+    layers: tuple[Segment, ...]
+    record: Draw
+
+    @property
+    def num_slots(self) -> int:
+        """S."""
+        return self.record.token.shape[0]
+
+    def take(self, index: jax.Array) -> "Rows":
+        """The rows of these indices."""
+        record, rest = jax.tree.map(lambda x: x[:, index], self.record), self.replace(record=None)
+        return jax.tree.map(lambda x: x[index], rest).replace(record=record)
 
 
 def row_keys(rng: jax.Array, num_prompts: int, group_size: int) -> jax.Array:
@@ -139,54 +203,80 @@ def sample(model: Model, params: Params, prompts: Prompts, rng: jax.Array, confi
         rng: One key, from which rows derive theirs (`row_keys`), or [P, K] keys.
         config: How to sample.
     """
-    weights, shared, rows, rollout = begin(model, params, prompts, rng, config)
-    for start, end in chunk_bounds(config):
-        rows, rollout = advance(model, weights, shared, rows, rollout, shared.cell, start, end - start, config)
-    return rollout
-
-
-def chunk_bounds(config: SamplingConfig) -> list[tuple[int, int]]:
-    """First slot and end of every chunk."""
-    limit, size = config.max_new_tokens, config.chunk_size
-    return [(start, min(start + size, limit)) for start in range(0, limit, size)]
-
-
-def begin(
-    model: Model, params: Params, prompts: Prompts, rng: jax.Array, config: SamplingConfig
-) -> tuple[Weights, PromptCache, Rows, Rollout]:
-    """Runs the prompts: all that decoding needs, with P x K rows in order, and the rollout with nothing sampled."""
-    num_prompts, group_size, limit = prompts.tokens.shape[0], config.group_size, config.max_new_tokens
+    num_prompts, group_size = prompts.tokens.shape[0], config.group_size
     keys = row_keys(rng, num_prompts, group_size) if rng.ndim == 0 else rng
+    weights, groups = decoder.prepare(model, params), begin(model, params, prompts, config)
+    order = jnp.arange(keys.size)
+    grid = order.reshape(num_prompts, group_size)
+    shared = decoder.share_prompts(groups.rollout.prompt_cache, jnp.arange(num_prompts), grid, order)
+    rows, start = start_rows(groups, keys.reshape(-1), order // group_size, 0, config.capacity(1)), 0
+    while start < config.max_new_tokens:
+        end = config.capacity(start + 1)
+        rows = advance(model, weights, shared, resize(rows, 0, end), start, end - start, config)
+        start = end
+    return store(model, weights, groups, rows, order, order, order.size, config).rollout
+
+
+def begin(model: Model, params: Params, prompts: Prompts, config: SamplingConfig) -> Groups:
+    """Runs the prompts; no row has sampled anything."""
+    grid = (prompts.tokens.shape[0], config.group_size)
     length = jnp.sum(prompts.mask, -1, dtype=jnp.int32)
     hidden, cache = prefill(model, params, prompts)
-    last = jnp.take_along_axis(hidden, jnp.maximum(length - 1, 0)[:, None, None], axis=1)[:, 0]
     if config.cache_dtype:
-        cache = cache.replace(k=cache.k.astype(config.cache_dtype), v=cache.v.astype(config.cache_dtype))
-    num_layers, _, num_kv_heads, _, _, head_dim = cache.k.shape
-    empty = functools.partial(jnp.zeros, dtype=cache.k.dtype)
-    rows = Rows(
-        key=keys.reshape(-1),
-        prompt_length=jnp.repeat(length, group_size),
-        done=jnp.zeros(keys.size, bool),
-        hidden=jnp.repeat(last, group_size, axis=0).T,
-        cache=RowCache(
-            k=(empty((keys.size, num_kv_heads, head_dim, 0)),) * num_layers,
-            v=(empty((keys.size, num_kv_heads, 0, head_dim)),) * num_layers,
-        ),
-    )
-    per_token = functools.partial(jnp.zeros, (num_prompts, group_size, limit))
+        cache = quantize_cache(cache, config.cache_dtype)
+    per_token = functools.partial(jnp.zeros, (*grid, config.max_new_tokens))
     rollout = Rollout(
         tokens=per_token(jnp.int32),
         mask=per_token(bool),
         log_probs=per_token(jnp.float32),
         entropy=per_token(jnp.float32),
-        delimiter_log_probs=jnp.zeros((num_prompts, group_size, limit + 1), jnp.float32),
-        finished=jnp.zeros((num_prompts, group_size), bool),
+        delimiter_log_probs=jnp.zeros((*grid, config.max_new_tokens + 1), jnp.float32),
+        finished=jnp.zeros(grid, bool),
         prompt_length=length,
         prompt_cache=cache,
-        trace_cache=empty_cache(cache, group_size, limit),
+        trace_cache=empty_cache(cache, config.group_size, config.max_new_tokens),
     )
-    return decoder.prepare(model, params), decoder.share_prompts(cache, group_size), rows, rollout
+    last = jnp.take_along_axis(hidden, jnp.maximum(length - 1, 0)[:, None, None], axis=1)[:, 0]
+    return Groups(hidden=last, rollout=rollout)
+
+
+def start_rows(groups: Groups, key: jax.Array, prompt: jax.Array, slot: int | jax.Array, num_slots: int) -> Rows:
+    """N rows before their first token.
+
+    Args:
+        groups: The prompts at hand.
+        key: [N] keys.
+        prompt: [N] int32, the index of each row's prompt in `groups`.
+        slot: Where the first tokens will go.
+        num_slots: Slots of their caches.
+    """
+    num_rows = prompt.shape[0]
+    per_slot = functools.partial(jnp.zeros, (num_slots, num_rows))
+    return Rows(
+        key=key,
+        prompt_length=groups.rollout.prompt_length[prompt],
+        first=jnp.full(num_rows, slot, jnp.int32),
+        length=jnp.zeros(num_rows, jnp.int32),
+        finished=jnp.zeros(num_rows, bool),
+        done=jnp.zeros(num_rows, bool),
+        hidden=groups.hidden[prompt],
+        layers=decoder.empty_segments(groups.rollout.prompt_cache, num_rows, num_slots),
+        record=Draw(per_slot(jnp.int32), *(per_slot(jnp.float32) for _ in range(3))),
+    )
+
+
+def resize(rows: Rows, drop: int | jax.Array, num_slots: int) -> Rows:
+    """Rows without their first `drop` slots, which none of them uses, and with `num_slots` in all."""
+
+    def fit(x, axis):
+        x = jnp.pad(x, [(0, num_slots if i == axis else 0) for i in range(x.ndim)])
+        return jax.lax.dynamic_slice_in_dim(x, drop, num_slots, axis)
+
+    return rows.replace(
+        first=rows.first - drop,
+        layers=tuple(layer.map_slots(fit) for layer in rows.layers),
+        record=jax.tree.map(lambda x: fit(x, 0), rows.record),
+    )
 
 
 def advance(
@@ -194,77 +284,124 @@ def advance(
     weights: Weights,
     prompts: PromptCache,
     rows: Rows,
-    rollout: Rollout,
-    row_of: jax.Array,
-    start: int | jax.Array,
+    slot: int | jax.Array,
     num_steps: int,
     config: SamplingConfig,
-) -> tuple[Rows, Rollout]:
-    """Lets every row sample tokens `start` to below `start + num_steps`, or fewer if all are done before.
+) -> Rows:
+    """Lets every row sample `num_steps` tokens, or fewer if all are done before.
 
     Args:
         model: The policy.
         weights: Laid out for decoding.
         prompts: What the rows share.
-        rows: N of the rollout's P x K, each with a cache of `start` slots; `num_steps` are added.
-        rollout: To write to.
-        row_of: [P x K] int32, which of the N rows each of the rollout's is; N for one that has left.
-        start: Tokens that the rows have.
+        rows: With room for these tokens.
+        slot: Where the first of them goes.
         num_steps: C.
         config: How to sample.
     """
-    num_rows = rows.done.shape[0]
-    per_step = functools.partial(jnp.zeros, (num_steps, num_rows))
-    record = {
-        "tokens": per_step(jnp.int32),
-        "mask": per_step(bool),
-        "log_probs": per_step(jnp.float32),
-        "entropy": per_step(jnp.float32),
-        "delimiter_log_probs": jnp.zeros((num_steps + 1, num_rows), jnp.float32),
-    }
-    grown = RowCache(
-        k=tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, num_steps))) for k in rows.cache.k),
-        v=tuple(jnp.pad(v, ((0, 0), (0, 0), (0, num_steps), (0, 0))) for v in rows.cache.v),
-    )
-    start = jnp.asarray(start, jnp.int32)
-    uniform = _uniform(rows.key, start + jnp.arange(num_steps))
+    uniform = _uniform(rows.key, rows.length, num_steps)
 
     def running(carry):
-        t, rows, _ = carry
-        return (t < start + num_steps) & ~jnp.all(rows.done)
+        i, rows = carry
+        return (i < num_steps) & ~jnp.all(rows.done)
 
-    step = functools.partial(_decode_step, model, weights, prompts, config, start, uniform)
-    t, rows, record = jax.lax.while_loop(running, step, (start, rows.replace(cache=grown), record))
-    following = _draw(model, weights, config, rows, uniform[0]).watched_log_prob
-    record["delimiter_log_probs"] = _put(record["delimiter_log_probs"], rows.done, t - start, following)
-    return rows, _store(rollout, rows, record, row_of, start, num_steps)
+    def step(carry):
+        i, rows = carry
+        return i + 1, _decode_step(model, weights, prompts, rows, slot + i, uniform[i], config)
+
+    # Decoding wants [D, N], which is transposed here once a chunk.
+    rows = rows.replace(hidden=rows.hidden.T)
+    rows = jax.lax.while_loop(running, step, (jnp.int32(0), rows))[1]
+    return rows.replace(hidden=rows.hidden.T)
 
 
-def _store(rollout: Rollout, rows: Rows, record: dict, row_of: jax.Array, start: jax.Array, num_steps: int) -> Rollout:
-    """Writes what `num_steps` steps recorded, each [C, N], and the slots that they filled."""
-    grid = rollout.finished.shape
+def _decode_step(model, weights, prompts, rows, slot, uniform, config):
+    """Draws the next token of every row, then feeds it to get the hidden state that predicts the one after it."""
+    drawn = _draw(model, weights, rows.hidden, uniform, config)
 
-    def by_place(x):
-        """[N, ...] -> [P, K, ...], 0 for rows that have left."""
-        return jnp.take(x, row_of, axis=0, mode="fill", fill_value=0).reshape(*grid, *x.shape[1:])
+    def put(record, values):
+        return jax.lax.dynamic_update_index_in_dim(record, values, slot, axis=0)
 
-    def put(name):
-        return jax.lax.dynamic_update_slice_in_dim(getattr(rollout, name), by_place(record[name].T), start, axis=2)
-
-    def put_cache(cache, layers, axis):
-        """[L, P, G, K, Z, d] and each layer's [N, G, ...] with slots at `axis`."""
-        new = [jax.lax.dynamic_slice_in_dim(layer, start, num_steps, axis) for layer in layers]
-        new = [by_place(jnp.moveaxis(x, axis, 2)) for x in new]
-        return jax.lax.dynamic_update_slice_in_dim(cache, jnp.swapaxes(jnp.stack(new), 2, 3), start, axis=4)
-
-    rollout = rollout.replace(**{name: put(name) for name in record}, finished=rollout.finished | by_place(rows.done))
-    slots = jnp.arange(rollout.mask.shape[-1])
-    cache = KVCache(
-        k=put_cache(rollout.trace_cache.k, rows.cache.k, 3),
-        v=put_cache(rollout.trace_cache.v, rows.cache.v, 2),
-        positions=jnp.where(rollout.trace_mask, rollout.prompt_length[:, None, None] + slots, -1),
+    position = rows.prompt_length + rows.length
+    hidden, layers = decoder.feed(model, weights, prompts, rows.layers, drawn.token, position, rows.first, slot)
+    finished = ~rows.done & jnp.isin(drawn.token, config.stop_ids)
+    length = rows.length + ~rows.done
+    return rows.replace(
+        length=length,
+        finished=rows.finished | finished,
+        done=rows.done | finished | (length >= config.max_new_tokens),
+        hidden=jnp.where(rows.done, rows.hidden, hidden),  # Of a row at its limit, it predicts the forced delimiter.
+        layers=layers,
+        record=jax.tree.map(put, rows.record, drawn),
     )
-    return rollout.replace(trace_cache=cache)
+
+
+def store(
+    model: Model,
+    weights: Weights,
+    groups: Groups,
+    rows: Rows,
+    leaving: jax.Array,
+    place: jax.Array,
+    count: int | jax.Array,
+    config: SamplingConfig,
+) -> Groups:
+    """Writes what rows have sampled, and their caches, to the rollout.
+
+    Args:
+        model: The policy.
+        weights: Laid out for decoding.
+        groups: With the rollout to write to.
+        rows: Some of which leave.
+        leaving: [N] int32, indices of the rows that leave, at the first `count` places.
+        place: [N] int32, for each of these, its index p K + k in the rollout.
+        count: [] int32.
+        config: How to sample.
+    """
+    limit = config.max_new_tokens
+    following = _draw(model, weights, rows.hidden.T, jnp.zeros((len(leaving), 2)), config).watched_log_prob
+
+    def put(i, rollout):
+        row = leaving[i]
+        p, k = jnp.divmod(place[i], config.group_size)
+        length, first = rows.length[row], rows.first[row]
+        is_sampled = jnp.arange(limit) < length
+
+        def own(x, axis):
+            """The Z slots from the row's first on, of its part of x."""
+            x = jnp.roll(x, -first, axis)
+            x = jax.lax.slice_in_dim(x, 0, min(limit, x.shape[axis]), axis=axis)
+            return jnp.pad(x, [(0, limit - n if i == axis else 0) for i, n in enumerate(x.shape)])
+
+        record = jax.tree.map(lambda x: jnp.where(is_sampled, own(x[:, row], 0), 0), rows.record)
+        at_limit = jnp.where(rows.finished[row], 0.0, following[row])
+        delimiter = jnp.append(record.watched_log_prob, 0.0).at[length].set(at_limit)
+        layers = [jax.tree.map(lambda x: x[row][None], layer).map_slots(own) for layer in rows.layers]
+        own_cache = jax.tree.map(lambda *x: jnp.stack(x)[:, 0], *layers)  # [L, G, ...]
+        cache = rollout.trace_cache
+        cache = cache.replace(
+            k=cache.k.at[:, p, :, k].set(jnp.swapaxes(own_cache.k, -1, -2)),
+            v=cache.v.at[:, p, :, k].set(own_cache.v),
+        )
+        if cache.k_scale is not None:
+            cache = cache.replace(
+                k_scale=cache.k_scale.at[:, p, :, k].set(own_cache.k_scale),
+                v_scale=cache.v_scale.at[:, p, :, k].set(own_cache.v_scale),
+            )
+        return rollout.replace(
+            tokens=rollout.tokens.at[p, k].set(record.token),
+            mask=rollout.mask.at[p, k].set(is_sampled),
+            log_probs=rollout.log_probs.at[p, k].set(record.log_prob),
+            entropy=rollout.entropy.at[p, k].set(record.entropy),
+            delimiter_log_probs=rollout.delimiter_log_probs.at[p, k].set(delimiter),
+            finished=rollout.finished.at[p, k].set(rows.finished[row]),
+            trace_cache=cache,
+        )
+
+    rollout = jax.lax.fori_loop(0, count, put, groups.rollout)
+    positions = jnp.where(rollout.trace_mask, rollout.prompt_length[:, None, None] + jnp.arange(limit), -1)
+    cache = rollout.trace_cache.replace(positions=positions)
+    return groups.replace(rollout=rollout.replace(trace_cache=cache))
 
 
 def prefill(model: Model, params: Params, prompts: Prompts, *, remat: bool = False) -> tuple[jax.Array, KVCache]:
@@ -292,36 +429,14 @@ def cut_traces(rollout: Rollout, max_length: jax.Array) -> Rollout:
     )
 
 
-def _uniform(keys, steps):
-    """[C, N, 2] uniform numbers, two for each row and step."""
-    of_row = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t), (2,)), (0, None))
-    return jax.vmap(of_row, (None, 0))(keys, steps)
+def _uniform(keys, start, num_steps):
+    """[C, N, 2] uniform numbers, two for each step, counted from `start` [N], and row."""
+    of_row = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t), (2,)))
+    return jax.vmap(of_row, (None, 0))(keys, start + jnp.arange(num_steps)[:, None])
 
 
-def _draw(model, weights, config, rows, uniform):
-    logits = decoder.logits(model, weights, rows.hidden)
+def _draw(model, weights, hidden, uniform, config):
+    """Of hidden [D, N]."""
+    logits = decoder.logits(model, weights, hidden)
     truncation = Truncation(config.top_k, config.top_p, config.min_p)
     return draw(logits, uniform, config.temperature, config.stop_ids[0], truncation)
-
-
-def _put(record, done, step, values):
-    """Writes values [N] of the rows that are not done into record [C, N]."""
-    values = jnp.where(done, 0, values).astype(record.dtype)
-    return jax.lax.dynamic_update_index_in_dim(record, values, step, axis=0)
-
-
-def _decode_step(model, weights, prompts, config, start, uniform, carry):
-    """Draws token t of every row, then feeds it to get the hidden state that predicts token t + 1."""
-    t, rows, record = carry
-    drawn = _draw(model, weights, config, rows, uniform[t - start])
-    values = {
-        "tokens": drawn.token,
-        "mask": True,
-        "log_probs": drawn.log_prob,
-        "entropy": drawn.entropy,
-        "delimiter_log_probs": drawn.watched_log_prob,
-    }
-    record = {name: _put(record[name], rows.done, t - start, value) for name, value in values.items()}
-    hidden, cache = decoder.feed(model, weights, prompts, rows.cache, drawn.token, rows.prompt_length + t, t)
-    done = rows.done | jnp.isin(drawn.token, config.stop_ids)
-    return t + 1, rows.replace(done=done, hidden=hidden, cache=cache), record
