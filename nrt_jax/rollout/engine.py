@@ -15,8 +15,9 @@ times, and each pair of the two that occurs is one program.
 """
 
 import collections
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import flax.struct
 import jax
@@ -32,7 +33,29 @@ from nrt_jax.rollout.sampler import Groups, Rollout, Rows, SamplingConfig, row_k
 HALVINGS = 3  # Of the number of seats, at most: few rows take little less time than fewer, and each is a program.
 
 
-def sample(model: Model, params: Params, prompts: Prompts, rng: jax.Array, config: SamplingConfig) -> Rollout:
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Groups whose rows are all done.
+
+    Attributes:
+        prompts: Indices of their prompts.
+        rollout: Theirs. All parts have one shape: where there are fewer prompts than groups, the last are padding.
+        params: The copy of the policy's parameters on the device that holds the rollout.
+    """
+
+    prompts: np.ndarray
+    rollout: Rollout
+    params: Params
+
+
+def sample(
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    rng: jax.Array,
+    config: SamplingConfig,
+    devices: Sequence[jax.Device] | None = None,
+) -> Rollout:
     """`sampler.sample`, with the same result, for the host alone: it cannot stand inside jit.
 
     Args:
@@ -41,40 +64,49 @@ def sample(model: Model, params: Params, prompts: Prompts, rng: jax.Array, confi
         prompts: P prompts.
         rng: One key, from which rows derive theirs (`row_keys`), or [P, K] keys.
         config: How to sample.
+        devices: Those that sample, each with a copy of the policy; None for the one that holds it.
     """
-    parts = list(stream(model, params, prompts, rng, config))
+    parts = list(stream(model, params, prompts, rng, config, devices))
     if len(parts) == 1:
-        return parts[0][1]
-    ids = np.concatenate([ids for ids, _ in parts])
-    is_real = np.concatenate([np.arange(part.finished.shape[0]) < len(ids) for ids, part in parts])
+        return parts[0].rollout
+    ids = np.concatenate([part.prompts for part in parts])
+    is_real = np.concatenate([np.arange(len(part.rollout.finished)) < len(part.prompts) for part in parts])
     order = np.flatnonzero(is_real)[np.argsort(ids)]
-    first, *others = (part for _, part in parts)
+    home = next(iter(jax.tree.leaves(params)[0].devices()))
+    first, *others = (jax.device_put(part.rollout, home) for part in parts)
     return first.map_prompts(lambda x, axis, *more: jnp.take(jnp.concatenate([x, *more], axis), order, axis), *others)
 
 
 def stream(
-    model: Model, params: Params, prompts: Prompts, rng: jax.Array, config: SamplingConfig
-) -> Iterator[tuple[np.ndarray, Rollout]]:
-    """Samples like `sample`, and hands out groups when all of their rows are done.
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    rng: jax.Array,
+    config: SamplingConfig,
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[Part]:
+    """Samples like `sample`, and hands out groups when all of their rows are done, in any order.
 
     Args:
         model: The policy.
         params: Its parameters.
         prompts: P prompts.
         rng: One key, from which rows derive theirs (`row_keys`), or [P, K] keys.
-        config: How to sample.
-
-    Yields:
-        Indices of some prompts, each once in all, and their rollout. All rollouts have one shape: where the indices are
-        fewer than its groups, the last groups are padding.
+        config: How to sample; `max_rows` counts on each device.
+        devices: Those that sample, each with a copy of the policy; None for the one that holds it.
     """
-    run = _Run(model, params, jax.tree.map(jnp.asarray, prompts), rng, config)
-    while True:
+    queue = collections.deque(range(len(prompts.tokens)))
+    share = -(-len(queue) // len(devices or [None]))  # Prompts of a device that takes no more than its part.
+    runs = [_Run(model, params, prompts, rng, config, queue, share, device) for device in devices or [None]]
+    while runs:
+        # The first whose chunk is over, or else the one that has been at it for longest: no device waits for another.
+        run = next((run for run in runs if run.is_ready()), runs[0])
+        runs.remove(run)
         run.leave()
         yield from run.hand_out()
-        if not run.take_seats():
-            return
-        run.advance()
+        if run.take_seats():
+            run.advance()
+            runs.append(run)
 
 
 class _Run:
@@ -85,7 +117,7 @@ class _Run:
         num_places: Groups in memory at once. Twice what the seats need: a group keeps its place until all of its rows
             have left, and meanwhile others use their seats.
         batch: Prompts that are run, and groups that are handed out, at once.
-        queue: Prompts that have no place yet.
+        queue: Prompts that have no place yet; all devices take from it.
         prompt: [places] the prompt at each place, or -1.
         missing: [places] how many of its rows have not left.
         waiting: Rows that have no seat yet.
@@ -97,21 +129,35 @@ class _Run:
         shared: What they share.
     """
 
-    def __init__(self, model: Model, params: Params, prompts: Prompts, rng: jax.Array, config: SamplingConfig):
-        """Seats nobody yet."""
-        self.model, self.params, self.prompts, self.config = model, params, prompts, config
-        num_prompts, group_size = prompts.tokens.shape[0], config.group_size
-        self.keys = (row_keys(rng, num_prompts, group_size) if rng.ndim == 0 else rng).reshape(-1)
-        self.weights = _prepare(model, params)
-        self.num_seats, self.num_places, self.batch = num_prompts * group_size, num_prompts, num_prompts
+    def __init__(
+        self,
+        model: Model,
+        params: Params,
+        prompts: Prompts,
+        rng: jax.Array,
+        config: SamplingConfig,
+        queue: collections.deque[int],
+        num_prompts: int,
+        device: jax.Device | None,
+    ):
+        """Seats nobody yet; of the prompts in the queue, which others may share, it is to take `num_prompts`."""
+        keys = row_keys(rng, len(prompts.tokens), config.group_size) if rng.ndim == 0 else rng
+        self.model, self.config, self.queue = model, config, queue
+        self.params, self.prompts, self.keys = jax.device_put((params, prompts, keys.reshape(-1)), device)
+        self.weights = _prepare(model, self.params)
+        self.num_seats, self.num_places, self.batch = num_prompts * config.group_size, num_prompts, num_prompts
         if config.max_rows is not None and config.max_rows < self.num_seats:
             self.num_seats = config.max_rows
-            self.num_places = min(num_prompts, 2 * -(-config.max_rows // group_size))
+            self.num_places = min(num_prompts, 2 * -(-config.max_rows // config.group_size))
             self.batch = -(-self.num_places // 4)
-        self.queue, self.waiting = collections.deque(range(num_prompts)), collections.deque()
+        self.waiting = collections.deque()
         self.prompt, self.missing = np.full(self.num_places, -1), np.zeros(self.num_places, int)
         self.seated, self.first, self.slot = np.zeros(0, int), np.zeros(0, int), 0
         self.groups = self.rows = self.shared = None
+
+    def is_ready(self) -> bool:
+        """Its last chunk is over."""
+        return self.rows is None or self.rows.done.is_ready()
 
     def leave(self) -> None:
         """Stores the rows that are done, if others can move then."""
@@ -130,13 +176,13 @@ class _Run:
         np.subtract.at(self.missing, rows // self.config.group_size, 1)
         self.seated[leaving] = -1
 
-    def hand_out(self) -> Iterator[tuple[np.ndarray, Rollout]]:
+    def hand_out(self) -> Iterator[Part]:
         """Hands out complete groups and lets prompts take their places; in full batches, unless seats stay empty."""
         while True:
             complete = np.flatnonzero((self.prompt >= 0) & (self.missing == 0))[: self.batch]
             is_end = not self.queue and not self.missing.any()
             if complete.size == self.batch or (complete.size and (is_end or self._is_starving())):
-                yield self.prompt[complete], self._rollout_of(complete)
+                yield Part(self.prompt[complete], self._rollout_of(complete), self.params)
                 self.prompt[complete] = -1
             elif not self._admit():
                 return

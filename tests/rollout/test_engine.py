@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from nrt_jax.models import LoRAConfig, Model
 from nrt_jax.rewards import score_reference
 from nrt_jax.rollout import engine, row_keys, sample
-
 from tests.fixtures_model import DELIMITER, VOCAB, full_log_probs, random_batch, sampling, tiny_model
 
 MANY = 12
