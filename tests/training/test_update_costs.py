@@ -1,7 +1,5 @@
 """What an update costs, read from the compiled programs: how FLOPs, memory and program size grow."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -32,15 +30,16 @@ def abstract_batch(prompts: int, group_size: int, prompt_length: int, length: in
     )
 
 
-@functools.cache
-def compiled(sizes: tuple[int, int, int, int], *, hidden_size: int = 8, num_layers: int = 1, vocab_size: int = 64):
-    """The gradient's program for P, K, X, T, and the optimizer's; nothing of these sizes is ever allocated."""
-    config = ModelConfig(hidden_size=hidden_size, num_layers=num_layers, vocab_size=vocab_size, **SHAPE)
-    model = Model(config)
-    params = model.abstract_params()
-    gradient = add_gradient.lower(
+def shape(num_layers: int = 1, vocab_size: int = 64) -> Model:
+    return Model(ModelConfig(hidden_size=8, num_layers=num_layers, vocab_size=vocab_size, **SHAPE))
+
+
+def gradient_program(sizes: tuple[int, int, int, int], **options):
+    """The program of a gradient of P, K, X, T; nothing of these sizes is ever allocated."""
+    model = shape(**options)
+    lowered = add_gradient.lower(
         None,
-        params,
+        model.abstract_params(),
         None,
         abstract_batch(*sizes),
         jax.ShapeDtypeStruct(sizes[:1], jnp.int32),
@@ -50,36 +49,41 @@ def compiled(sizes: tuple[int, int, int, int], *, hidden_size: int = 8, num_laye
         length=sizes[-1],
         remat=False,
     )
+    return lowered.compile()
+
+
+def optimizer_program(**options):
+    params = shape(**options).abstract_params()
     state = jax.eval_shape(lambda params: create_state(params, OPTIMIZER), params)
-    apply = apply_gradient.lower(state, params, [{}], optimizer=OPTIMIZER)
-    return gradient.compile(), apply.compile()
+    return apply_gradient.lower(state, params, [{}], optimizer=OPTIMIZER).compile()
 
 
-def test_doubling_the_group_costs_less_than_twice_the_flops():
-    flops = [compiled((2, group_size, 64, 64))[0].cost_analysis()["flops"] for group_size in (2, 4)]
-    # The question's 64 tokens are computed once: of 64 + K 64 tokens they are a third at K = 2.
-    assert flops[1] < 1.75 * flops[0]
+def test_doubling_the_group_does_not_compute_the_question_again():
+    """X = 8 T: at K = 2 the question is four fifths of the tokens."""
+    flops = [gradient_program((2, k, 256, 32)).cost_analysis()["flops"] for k in (2, 4)]
+    assert flops[1] < 1.6 * flops[0]
 
 
 def test_a_larger_vocabulary_adds_no_buffer_of_tokens_by_vocabulary():
+    """Not even one of two bytes an entry: what grows are the logits of a chunk of tokens."""
     tokens, added = 8 * 8 * 128, 96_000
-    small, large = (compiled((8, 8, 8, 128), vocab_size=v)[0].memory_analysis() for v in (32_000, 128_000))
+    small, large = (gradient_program((8, 8, 8, 128), vocab_size=v).memory_analysis() for v in (32_000, 128_000))
     grown = large.temp_size_in_bytes - small.temp_size_in_bytes
-    assert 0 < grown < tokens * added * 4
+    assert 0 < grown < tokens * added * 2
 
 
-def num_instructions(programs) -> int:
+def num_instructions(num_layers: int) -> int:
+    programs = gradient_program((2, 2, 8, 8), num_layers=num_layers), optimizer_program(num_layers=num_layers)
     return sum(program.as_text().count(" = ") for program in programs)
 
 
-def test_the_size_of_the_programs_does_not_depend_on_depth():
-    assert num_instructions(compiled((2, 2, 8, 8), num_layers=32)) < 1.5 * num_instructions(
-        compiled((2, 2, 8, 8), num_layers=4)
-    )
+def test_the_size_of_the_update_does_not_depend_on_depth():
+    """32 layers are a loop of 8 turns, 4 layers one turn without a loop."""
+    assert num_instructions(32) < 1.5 * num_instructions(4)
 
 
 def test_the_optimizer_writes_over_the_state_that_it_is_given():
-    memory = compiled((2, 2, 8, 8), num_layers=4)[1].memory_analysis()
+    memory = optimizer_program().memory_analysis()
     gradient = memory.argument_size_in_bytes / 4  # Beside the parameters and two moments.
     assert memory.alias_size_in_bytes == pytest.approx(3 * gradient, rel=0.01)
-    assert memory.temp_size_in_bytes < 0.1 * gradient
+    assert memory.temp_size_in_bytes < 0.5 * gradient
