@@ -11,111 +11,40 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tyro.conf import Positional
 
 from launch import cli
+from launch.bench_config import BenchConfig, validate
+from launch.timing import MatmulPeak, device_memory_bytes, measure, timed, work_memory_bytes
 from nrt_jax.data import Batch, Prompts, Reference
-from nrt_jax.errors import UserError
 from nrt_jax.models import Model, ModelConfig, Params, token_log_probs
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import score_reference
 from nrt_jax.rollout import Rollout, SamplingConfig, engine, sample
 from nrt_jax.training.config import RewardConfig
-from nrt_jax.training.learner import update
 from nrt_jax.training.loop import peak_memory_bytes
 from nrt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nrt_jax.training.state import create_state
 from nrt_jax.training.step import reward_rollout
+from nrt_jax.training.update import Lengths, read_lengths, update
 from nrt_jax.training.workdir import write_json
 
-
-@dataclasses.dataclass(frozen=True)
-class ShapeConfig:
-    """The model. The defaults are small enough for two cores.
-
-    Attributes:
-        num_layers: L.
-        hidden_size: D.
-        intermediate_size: F.
-        num_heads: H.
-        num_kv_heads: G.
-        head_dim: d.
-        vocab_size: V.
-    """
-
-    num_layers: int = 4
-    hidden_size: int = 256
-    intermediate_size: int = 512
-    num_heads: int = 8
-    num_kv_heads: int = 4
-    head_dim: int = 32
-    vocab_size: int = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class SizeConfig:
-    """The work.
-
-    Attributes:
-        prompts: P.
-        group_size: K.
-        prompt_length: X, tokens of every prompt.
-        trace_length: Z, most tokens of a trace.
-        answer_length: Y, tokens of every answer.
-    """
-
-    prompts: int = 8
-    group_size: int = 4
-    prompt_length: int = 128
-    trace_length: int = 128
-    answer_length: int = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchConfig:
-    """What to time.
-
-    Attributes:
-        work: `rollout`: sampling the traces, with finished rows leaving and without. `score`: c_i and c_base from the
-            caches that a rollout left, and beside it the same from a forward of the whole sequences. `train`: one
-            update. `step`: rollout, scoring and update.
-        model: The model's shape.
-        size: The batch's shape.
-        mean_length: Mean length of a trace as a share of Z, the lengths being geometric; 1 for Z tokens in every row.
-        dtype: Compute dtype.
-        remat: Recompute each layer in the backward pass.
-        micro_batches: Parts of the batch whose gradients are accumulated.
-        chunk_size: Slots by which the decoding cache grows.
-        repeats: Measurements, after one that compiles.
-        json: File to write them to; empty for none.
-    """
-
-    work: Positional[Literal["rollout", "score", "train", "step"]]
-    model: ShapeConfig = ShapeConfig()
-    size: SizeConfig = SizeConfig()
-    mean_length: float = 1.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-    micro_batches: int = 1
-    chunk_size: int = 32
-    repeats: int = 5
-    json: str = ""
+PHASES = ("rollout", "score", "train")  # Of a step.
 
 
 def main(config: BenchConfig) -> None:
     """Measures, prints, writes."""
-    if not 0 < config.mean_length <= 1 or config.repeats < 1:
-        raise UserError(
-            f"mean_length, repeats: {config.mean_length}, {config.repeats} cannot work; "
-            "expected a share of at most 1, and at least 1"
-        )
-    bench = Bench(config)
-    results = {name: _measure(run, config.repeats) for name, run in bench.works().items()}
+    validate(config)
+    bench, peak = Bench(config), MatmulPeak(config.dtype)
+    peak()
+    works = bench.works()
+    results = measure(works, config.repeats, describe=bench.describe, before_each=peak)
+    memory = work_memory_bytes()
+    peak()
     report = {
         "work": config.work,
         "device": jax.devices()[0].device_kind,
@@ -123,19 +52,44 @@ def main(config: BenchConfig) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "config": dataclasses.asdict(config),
         "results": results,
-        "matmul_peak_flops": matmul_peak(config.dtype),
+        "matmul_peak_flops": peak.median,
+        "matmul_peaks_flops": peak.rates,
         "peak_memory_bytes": peak_memory_bytes(),
+        "work_memory_bytes": memory,
+        "device_memory_bytes": device_memory_bytes(),
     }
     for name, result in results.items():
         print(f"{name}: {result['median']:.4f} s (median of {config.repeats}), first call {result['first']:.1f} s")
-    if config.work == "train":
-        share = bench.train_flops() / results["train"]["median"] / report["matmul_peak_flops"]
-        report["share_of_peak"] = share
-        print(f"train: {share:.0%} of this device's matmul peak, {report['matmul_peak_flops'] / 1e9:.0f} GFLOP/s")
+    report |= summarise(config, bench, results, peak.median)
+    print(
+        f"memory: {memory / 1e6:.0f} MB at most while measuring, {report['peak_memory_bytes'] / 1e6:.0f} with compiling"
+    )
     if config.json:
         write_json(config.json, report)
     else:
         print(json.dumps({name: result["median"] for name, result in results.items()}))
+
+
+def summarise(config: BenchConfig, bench: "Bench", results: dict[str, Any], peak: float) -> dict[str, Any]:
+    """Prints and returns what follows from the seconds."""
+    found = {}
+    if config.work == "rollout":
+        for name, result in results.items():
+            rates = [tokens / seconds for tokens, seconds in zip(result["tokens"], result["seconds"], strict=True)]
+            found[f"{name}_tokens_per_second"] = statistics.median(rates)
+            print(f"{name}: {found[f'{name}_tokens_per_second']:.0f} tokens/s")
+    if config.work == "train":
+        found["train_flops"] = train_flops(bench.model.config, bench.lengths)
+        found["share_of_peak"] = found["train_flops"] / results["train"]["median"] / peak
+        print(f"train: {found['share_of_peak']:.0%} of this device's matmul peak, {peak / 1e9:.0f} GFLOP/s")
+    if config.work == "step":
+        phases = {name: statistics.median(results["step"][f"{name}_seconds"]) for name in PHASES}
+        found["phases"] = {name: seconds / sum(phases.values()) for name, seconds in phases.items()}
+        print("step: " + ", ".join(f"{name} {share:.0%}" for name, share in found["phases"].items()))
+    if config.work in ("train", "step"):
+        found["padding_share"] = statistics.median(results[config.work]["padding_share"])
+        print(f"{config.work}: {found['padding_share']:.0%} of the slots that are trained on are padding")
+    return found
 
 
 class Bench:
@@ -170,6 +124,7 @@ class Bench:
         )
         self.optimizer = make_optimizer(OptimizerConfig(), 1000)
         self.calls = 0
+        self.lengths: Lengths | None = None  # Of the batch that `train` learns from.
 
     def works(self) -> dict[str, Callable[[], Any]]:
         """What `config.work` stands for."""
@@ -189,20 +144,34 @@ class Bench:
         state = create_state(self.params, self.optimizer)
         if self.config.work == "train":
             learner_batch = self.reward(self.params, self.rollout(self.params))
+            self.lengths = read_lengths(learner_batch)
 
             def train():
                 nonlocal state
-                state = self.update(state, learner_batch)
-                return state
+                state, metrics = self.update(state, learner_batch)
+                return state, metrics
 
             return {"train": train}
 
         def step():
             nonlocal state
-            state = self.update(state, self.reward(state.params, self.rollout(state.params)))
-            return state
+            seconds = {}
+            seconds["rollout"], rollout = timed(lambda: self.rollout(state.params))
+            seconds["score"], learner_batch = timed(lambda: self.reward(state.params, rollout))
+            seconds["train"], (state, metrics) = timed(lambda: self.update(state, learner_batch))
+            return seconds, metrics
 
         return {"step": step}
+
+    def describe(self, result: Any) -> dict[str, float]:
+        """Numbers to keep of what a work of `works` has returned."""
+        if self.config.work == "rollout":
+            return {"tokens": int(result.mask.sum())}
+        if self.config.work == "score":
+            return {}
+        first, metrics = result
+        phases = {f"{name}_seconds": first[name] for name in PHASES} if self.config.work == "step" else {}
+        return phases | {"padding_share": metrics["padding_share"]}
 
     def rollout(self, params: Params, sample: Callable[..., Rollout] = engine.sample) -> Rollout:
         """Samples, as training does; another seed every time."""
@@ -234,26 +203,27 @@ class Bench:
             config=NRTLossConfig(),
             micro_batches=self.config.micro_batches,
             remat=self.config.remat,
-        )[0]
-
-    def train_flops(self) -> float:
-        """FLOPs of the matrix products of one update: 6 a parameter and token, and attention's two products.
-
-        The question's tokens count once a group, as they are computed; no recomputation counts.
-        """
-        c, size = self.model.config, self.config.size
-        completion = size.trace_length + size.answer_length + 2
-        tokens = size.prompts * (size.prompt_length + size.group_size * completion)
-        attended = size.prompts * (
-            size.prompt_length**2 / 2 + size.group_size * completion * (size.prompt_length + completion / 2)
         )
-        head_tokens = size.prompts * size.group_size * completion
-        matrices = c.num_parameters - 2 * c.vocab_size * c.hidden_size
-        return (
-            6.0 * matrices * tokens
-            + 6.0 * c.vocab_size * c.hidden_size * head_tokens
-            + 12.0 * c.num_layers * c.num_heads * c.head_dim * attended
-        )
+
+
+def train_flops(model: ModelConfig, lengths: Lengths) -> float:
+    """FLOPs of the matrix products that one update needs: 6 a parameter and token, and attention's two products.
+
+    The question's tokens count once a group, as they are computed; padding, recomputation and the half of the
+    attention scores that causality masks do not count.
+
+    Args:
+        model: The model's shape.
+        lengths: Of the learner's batch.
+    """
+    x, completion = lengths.prompts.astype(float), lengths.completions.astype(float)
+    of_completions = completion * (x[:, None] + (completion + 1) / 2)  # Pairs of a query and a key that it sees.
+    pairs = (x * (x + 1) / 2).sum() + of_completions.sum()
+    table = model.vocab_size * model.hidden_size
+    layers = model.num_parameters - table * (1 if model.tie_embeddings else 2)
+    head = table * completion.sum()  # The questions' tokens are not predicted.
+    attention = model.num_layers * model.num_heads * model.head_dim * pairs
+    return float(6 * layers * (x.sum() + completion.sum()) + 6 * head + 12 * attention)
 
 
 def score_by_full_forward(model: Model, params: Params, rollout: Rollout, batch: Batch):
@@ -276,26 +246,6 @@ def score_by_full_forward(model: Model, params: Params, rollout: Rollout, batch:
         return token_log_probs(hidden[..., -length - 1 : -1, :], model.head(params), tokens[..., -length:])[0]
 
     return score(rollout.tokens), score(rollout.tokens[:, :1, :0])
-
-
-def matmul_peak(dtype: str, size: int = 2048) -> float:
-    """FLOP/s of the best of some square matrix products on the first device."""
-    a = jnp.ones((size, size), dtype)
-    multiply = jax.jit(lambda x: x @ x)
-    seconds = [_timed(lambda: multiply(a)) for _ in range(8)]
-    return 2.0 * size**3 / min(seconds)
-
-
-def _measure(run: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    first = _timed(run)
-    seconds = [_timed(run) for _ in range(repeats)]
-    return {"first": first, "seconds": seconds, "median": statistics.median(seconds)}
-
-
-def _timed(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -1,25 +1,21 @@
-"""From a scored rollout to updated parameters: pure functions, jitted.
+"""What every method trains on, and its log-probabilities: pure functions.
 
-Every method trains on the same `LearnerBatch`: a prompt, completions whose tokens are known, and for every token the
-terms of the loss that cover it. NRT fills it from a rollout, supervised fine-tuning from data.
+A `LearnerBatch` is a prompt, completions whose tokens are known, and for every token the terms of the loss that cover
+it. NRT fills it from a rollout, supervised fine-tuning from data; `nrt_jax.training.update` learns from it.
 """
 
-import functools
 from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from nrt_jax.data.batch import Batch, Prompts
 from nrt_jax.data.encode import Encoded, Encoder, pad
-from nrt_jax.models import Frozen, Model, Params, token_log_probs
-from nrt_jax.models.lora import combine
-from nrt_jax.objectives import LossMasks, NRTLossConfig, denominators, nrt_loss
+from nrt_jax.models import Model, Params, token_log_probs
+from nrt_jax.objectives import LossMasks
 from nrt_jax.rollout import Rollout, prefill
-from nrt_jax.training.state import TrainState
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -154,53 +150,3 @@ def completion_log_probs(
     before = jnp.broadcast_to(before[:, None], (num_prompts, group_size, *before.shape[1:]))
     hidden = jnp.concatenate([before, hidden[..., :-1, :]], axis=2)
     return token_log_probs(hidden, model.head(params), batch.tokens, temperature=temperature)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("model", "optimizer", "config", "micro_batches", "remat"), donate_argnums=0
-)
-def update(
-    state: TrainState,
-    batch: LearnerBatch,
-    temperature: float = 1.0,
-    *,
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    config: NRTLossConfig,
-    micro_batches: int = 1,
-    remat: bool = False,
-    frozen: Frozen | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer update; `step` is left to the caller, since a rollout may feed several updates.
-
-    The gradient is summed over `micro_batches` equal parts of the prompts. Each term is divided by its count over the
-    whole batch, so that the number of parts does not change the result. With adapters, `frozen` is the rest of the
-    policy.
-
-    Returns:
-        The new state (the old one is donated) and scalars: the loss and its terms, the gradient's global norm.
-    """
-    divide_by = denominators(batch.masks, config)
-
-    def loss_fn(params, part):
-        policy = combine(params, frozen)
-        log_probs, entropy = completion_log_probs(model, policy, part, temperature=temperature, remat=remat)
-        loss, metrics = nrt_loss(
-            log_probs, part.old_log_probs, part.advantage, part.token_signal, part.masks, config, divide_by
-        )
-        covered = part.masks.trace
-        metrics["trace_entropy"] = jnp.sum(entropy, where=covered) / jnp.maximum(jnp.sum(covered), 1)
-        return loss, metrics | {"loss": loss}
-
-    def accumulate(gradient, part):
-        new, metrics = jax.grad(loss_fn, has_aux=True)(state.params, part)
-        return jax.tree.map(jnp.add, gradient, new), metrics
-
-    parts = jax.tree.map(lambda x: x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:]), batch)
-    zero = jax.tree.map(jnp.zeros_like, state.params)
-    gradient, metrics = jax.lax.scan(accumulate, zero, parts)
-    summed = {"loss", "trace_loss", "delimiter_loss", "token_loss"}  # Already divided by whole-batch counts.
-    metrics = {name: jnp.sum(m) if name in summed else jnp.mean(m) for name, m in metrics.items()}
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, opt_state=opt_state), metrics | {"gradient_norm": optax.tree.norm(gradient)}

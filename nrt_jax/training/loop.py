@@ -18,12 +18,13 @@ from nrt_jax.training import workdir as run_folder
 from nrt_jax.training.checkpoint import Checkpointer
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.config_io import to_dict
-from nrt_jax.training.learner import LearnerBatch, from_demonstrations, update
-from nrt_jax.training.metrics import MetricsWriter
+from nrt_jax.training.learner import LearnerBatch, from_demonstrations
+from nrt_jax.training.metrics import CompilationCounter, MetricsWriter
 from nrt_jax.training.optimizer import make_optimizer
 from nrt_jax.training.setup import Setup
 from nrt_jax.training.state import TrainState, abstract_state, create_state
 from nrt_jax.training.step import reward_rollout, sampling_config
+from nrt_jax.training.update import read_lengths, update
 
 #: What a resumed run may change: how long it goes on, how often it reports and saves.
 MAY_CHANGE = ("workdir", "checkpoint", "evaluation.every", "evaluation.examples", "dataset.workers")
@@ -61,6 +62,7 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
     shard = {"shard_index": jax.process_index(), "num_shards": jax.process_count()}
 
     with (
+        CompilationCounter() as compiled,
         Checkpointer(folder / "checkpoints", keep=config.checkpoint.keep) as checkpointer,
         MetricsWriter(folder, total_steps=config.steps, show=SHOWN[config.objective == "nrt"]) as writer,
         setup.train.batches(config.rollout.prompts, config.seed, **shard) as batches,
@@ -75,7 +77,7 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
         writer.truncate_after(first)
         for step in range(first, config.steps):
             state, metrics = _step(config, setup, optimizer, state, next(batches), step)
-            writer.write(step + 1, metrics)
+            writer.write(step + 1, metrics | {"compiled_programs": compiled.count})
             if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
                 writer.write(step + 1, summarise(_answer(config, setup, state.params), hard))
             if step + 1 == config.steps or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
@@ -93,7 +95,8 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
         with_trace, longest = config.objective == "sft_with_trace", setup.max_length
         learner_batch = from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace, max_length=longest)
         metrics = {}
-    for i in range(config.updates_per_step):
+    padding_shares = []
+    for i, lengths in enumerate(read_lengths(learner_batch).split(config.updates_per_step)):
         state, losses = update(
             state,
             minibatch(learner_batch, i, config.updates_per_step),
@@ -104,9 +107,12 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
             micro_batches=config.micro_batches,
             remat=config.remat,
             frozen=setup.frozen,
+            lengths=lengths,
         )
+        padding_shares.append(losses["padding_share"])
         if i == 0:  # Before any update the learner is the sampler: what differs is numerics alone.
             metrics["sampler_trainer_kl"] = losses["approximate_kl"]
+    metrics["padding_share"] = sum(padding_shares) / len(padding_shares)
     return state.replace(step=state.step + 1), losses | metrics
 
 

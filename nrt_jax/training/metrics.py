@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
+import jax.monitoring
 import numpy as np
 import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # Recorded once a program, whether or not the cache had it.
 
 
 class MetricsWriter:
@@ -185,6 +187,32 @@ class Progress:
         seconds = round((now - first_time) / (step - first_step) * max(self._total - step, 0))
         hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
         return [f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"]
+
+
+class CompilationCounter:
+    """Counts the programs that this process compiles, or loads from JAX's cache, while it is entered.
+
+    A count that still grows late in a run means shapes that keep changing.
+
+    Attributes:
+        count: Programs so far, those of single operations included.
+    """
+
+    def __init__(self):
+        """Starts at 0."""
+        self.count = 0
+
+    def __enter__(self) -> "CompilationCounter":
+        """Begins to count."""
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Ends the count."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, *_, **__) -> None:
+        self.count += event == _COMPILED
 
 
 def _finite(value: float) -> float | None:

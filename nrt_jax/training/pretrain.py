@@ -19,9 +19,10 @@ from nrt_jax.errors import UserError
 from nrt_jax.hf.tokenizer_training import train_tokenizer
 from nrt_jax.models import Model, ModelConfig, Params
 from nrt_jax.objectives import NRTLossConfig
-from nrt_jax.training.learner import from_demonstrations, update
+from nrt_jax.training.learner import from_demonstrations
 from nrt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nrt_jax.training.state import create_state
+from nrt_jax.training.update import update
 
 
 @dataclasses.dataclass(frozen=True)

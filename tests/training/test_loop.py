@@ -62,8 +62,9 @@ def final_state(config: TrainConfig, folder):
 
 
 def records(folder) -> list[dict]:
-    """The metrics of each step, without the time."""
-    return [{k: v for k, v in r.items() if k != "time"} for r in read_metrics(folder / "metrics.jsonl")]
+    """The metrics of each step, without what belongs to the process."""
+    of_process = ("time", "compiled_programs")
+    return [{k: v for k, v in r.items() if k not in of_process} for r in read_metrics(folder / "metrics.jsonl")]
 
 
 def test_run_folder_holds_config_metrics_checkpoints_answers_and_export(config, finished):
@@ -82,6 +83,13 @@ def test_each_step_is_recorded_once_with_finite_numbers_and_evaluated_when_asked
     assert [("accuracy" in record) for record in found] == [False, True, False]
     for name in ("reward", "entropy", "trace_length", "empty_trace_share", "loss", "gradient_norm"):
         assert all(name in record for record in found), name
+
+
+def test_padding_and_programs_are_logged(finished):
+    found = read_metrics(finished[0] / "metrics.jsonl")
+    assert all(0 < record["padding_share"] < 1 for record in found)
+    programs = [record["compiled_programs"] for record in found]
+    assert programs[0] > 0 and programs == sorted(programs)
 
 
 def test_before_any_update_the_learner_is_the_sampler(finished):

@@ -1,12 +1,13 @@
 import io
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from nrt_jax.training.metrics import MetricsWriter, Progress, read_metrics
+from nrt_jax.training.metrics import CompilationCounter, MetricsWriter, Progress, read_metrics
 
 
 def records(workdir):
@@ -130,3 +131,13 @@ def test_progress_on_a_terminal_is_a_live_line(tmp_path):
         metrics.write(1, {"reward": 0.5})
         metrics.write(2, {"reward": 0.75})
     assert "2/2  reward 0.75  0:00 left" in stream.getvalue()
+
+
+def test_a_program_is_counted_when_it_is_compiled_and_only_while_counting():
+    double = jax.jit(lambda x: 2 * x)
+    arrays = [jax.device_put(np.ones(n)) for n in (3, 5, 7)]
+    with CompilationCounter() as compiled:
+        for x in (arrays[0], arrays[0], arrays[1]):
+            double(x)
+    double(arrays[2])
+    assert compiled.count == 2

@@ -1,0 +1,98 @@
+"""Measuring this machine: seconds, the rate of its matrix products, memory."""
+
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from nrt_jax.training.loop import peak_memory_bytes
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds until all arrays of a call's result are there, and the result."""
+    started = time.perf_counter()
+    result = jax.block_until_ready(run())
+    return time.perf_counter() - started, result
+
+
+def measure(
+    works: dict[str, Callable[[], Any]],
+    repeats: int,
+    *,
+    describe: Callable[[Any], dict[str, float]] = lambda result: {},
+    before_each: Callable[[], Any] = lambda: None,
+) -> dict[str, dict[str, Any]]:
+    """Times some works in turn, so that a machine that slows down or speeds up does so for all of them.
+
+    Args:
+        works: What to time, by name.
+        repeats: Rounds, after one that compiles.
+        describe: Numbers to keep of each result.
+        before_each: Is called before every round.
+
+    Returns:
+        For each work the seconds of its `first` call, those of each repeat, their median, and what `describe` says of
+        each repeat.
+    """
+    results = {name: {"first": timed(run)[0], "seconds": []} for name, run in works.items()}
+    reset_peak_memory()
+    for _ in range(repeats):
+        before_each()
+        for name, run in works.items():
+            seconds, result = timed(run)
+            results[name]["seconds"].append(seconds)
+            for key, value in describe(result).items():
+                results[name].setdefault(key, []).append(value)
+    return {name: found | {"median": statistics.median(found["seconds"])} for name, found in results.items()}
+
+
+class MatmulPeak:
+    """The rate of square matrix products on the first device, sampled as often as it is called.
+
+    Attributes:
+        rates: FLOP/s, one a call.
+    """
+
+    def __init__(self, dtype: str):
+        """Makes the matrices: random ones, since an accelerator multiplies constants at a higher clock."""
+        sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
+        self._multiply = jax.jit(lambda x: x @ x)
+        self._matrices = [jax.random.normal(jax.random.key(0), (size, size), dtype) for size in sizes]
+        for x in self._matrices:
+            timed(lambda x=x: self._multiply(x))
+        self.rates: list[float] = []
+
+    def __call__(self) -> None:
+        """Samples: the best of three products of each size."""
+        rates = [2.0 * len(x) ** 3 / timed(lambda x=x: self._multiply(x))[0] for x in self._matrices for _ in range(3)]
+        self.rates.append(max(rates))
+
+    @property
+    def median(self) -> float:
+        """The median rate, in FLOP/s."""
+        return statistics.median(self.rates)
+
+
+def reset_peak_memory() -> None:
+    """Lets `work_memory_bytes` count from here, where the system can."""
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def work_memory_bytes() -> int:
+    """Most host memory that this process held since `reset_peak_memory`; since its start where Linux does not tell."""
+    try:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return peak_memory_bytes()
+
+
+def device_memory_bytes() -> int | None:
+    """Most memory that the first device has had in use; None where it keeps no count, as on CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
