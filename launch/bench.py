@@ -184,7 +184,7 @@ class Bench:
             params,
             rollout,
             self.batch,
-            jax.random.key(0),
+            None,
             jnp.float32(1.0),
             model=self.model,
             reward_config=RewardConfig(),

@@ -16,6 +16,7 @@ from launch import cli
 from nrt_jax import checkpoints, jsonl
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import generation
+from nrt_jax.rollout import Truncation, cache_dtype, check_truncation
 
 ADDS = ("completion", "token_ids", "log_probs", "finish_reason")
 
@@ -31,9 +32,14 @@ class GenerateConfig:
         output: JSONL file to write: the input's rows with `completion`, `token_ids`, `log_probs` and `finish_reason`.
         max_new_tokens: Most tokens of a completion.
         temperature: Divides the logits; 0 is greedy.
+        top_k: Only the k likeliest tokens may be drawn; 0 is off.
+        top_p: Of those, only the fewest whose probabilities add up to top_p; 1 is off.
+        min_p: Only tokens at least min_p times as likely as the likeliest; 0 is off.
         seed: Of the sampling. A row's completion depends on it, its prompt and its line, not on the other rows.
-        batch_size: Prompts decoded at once.
+        batch_size: Prompts decoded at once; when one is done, the next takes its place.
         dtype: Compute dtype of the model.
+        cache_dtype: Of the keys and values that decoding reads; `auto` is bfloat16 on accelerators, and on a CPU
+            `dtype`.
     """
 
     checkpoint: str
@@ -41,9 +47,13 @@ class GenerateConfig:
     output: str
     max_new_tokens: int = 256
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
     batch_size: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
 
     def validate(self) -> None:
         """Raises UserError for values that cannot work."""
@@ -52,6 +62,7 @@ class GenerateConfig:
                 raise UserError(f"{name}: {getattr(self, name)} cannot work; expected a number above 0")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UserError(f"temperature: {self.temperature} cannot work; expected 0 (greedy) or a number above it")
+        check_truncation(self.top_k, self.top_p, self.min_p)
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: {self.seed} cannot work; expected a number from 0 to below 2**32")
 
@@ -77,6 +88,8 @@ def main(config: GenerateConfig) -> None:
         stop_ids=stop_ids,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
+        truncation=Truncation.of(config.top_k, config.top_p, config.min_p),
+        cache_dtype=cache_dtype(config.cache_dtype),
         seed=config.seed,
         batch_size=config.batch_size,
     ):

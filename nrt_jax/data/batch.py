@@ -2,6 +2,7 @@
 
 import flax.struct
 import jax
+import numpy as np
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -38,3 +39,10 @@ class Batch:
 
     prompts: Prompts
     reference: Reference
+
+    def take(self, index: np.ndarray) -> "Batch":
+        """The questions of these indices."""
+        delimiter = self.reference.delimiter
+        rest = self.replace(reference=self.reference.replace(delimiter=None))
+        taken = jax.tree.map(lambda x: x[index], rest)
+        return taken.replace(reference=taken.reference.replace(delimiter=delimiter))

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nrt_jax.data.batch import Prompts
-from nrt_jax.data.encode import pad
+from nrt_jax.data.encode import bucket, pad
 from nrt_jax.errors import UserError
-from nrt_jax.evaluation.batching import batches
 from nrt_jax.models import Model, Params
-from nrt_jax.rollout import SamplingConfig, sample
+from nrt_jax.rollout import SamplingConfig, Truncation, engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -84,6 +83,8 @@ def complete(
     stop_ids: Sequence[int],
     max_new_tokens: int,
     temperature: float,
+    truncation: Truncation,
+    cache_dtype: str | None = None,
     seed: int,
     batch_size: int,
 ) -> Iterator[dict[int, Completion]]:
@@ -100,31 +101,43 @@ def complete(
         stop_ids: Tokens that end a completion, perhaps none.
         max_new_tokens: Most tokens of a completion.
         temperature: Divides the logits; 0 is greedy.
+        truncation: Which tokens may be drawn.
+        cache_dtype: Of keys and values, as in `SamplingConfig`.
         seed: Of the sampling.
-        batch_size: Prompts decoded at once.
+        batch_size: Prompts decoded at once; when one is done, the next takes its seat.
 
     Yields:
-        The completions of one batch, by index of the prompt.
+        Some completions, by index of the prompt.
     """
     config = SamplingConfig(
         stop_ids=jnp.array(stop_ids or (-1,), jnp.int32),  # -1 is never sampled
         temperature=jnp.float32(temperature),
+        truncation=truncation,
         max_new_tokens=max_new_tokens,
+        cache_dtype=cache_dtype,
+        max_rows=batch_size,
     )
-    rng, rows = jax.random.key(seed), np.array(rows, np.uint32)
-    for part in batches([len(prompt) for prompt in prompts], batch_size):
+    rng = jax.random.key(seed)
+    buckets = [bucket(len(prompt)) for prompt in prompts]
+    for size in sorted(set(buckets), reverse=True):  # What does not fit into memory fails at once.
+        part = [i for i, prompts_bucket in enumerate(buckets) if prompts_bucket == size]
         tokens, mask = pad([prompts[i] for i in part])
-        sampled = _sample(model, params, Prompts(tokens=tokens, mask=mask), rng, rows[part], config)
-        yield {i: _completion(*row) for i, row in zip(part, zip(*jax.device_get(sampled), strict=True), strict=True)}
+        keys = _row_keys(rng, np.array([rows[i] for i in part], np.uint32))
+        for done in engine.stream(model, params, Prompts(tokens=tokens, mask=mask), keys, config):
+            sampled = jax.device_get(_without_caches(done.rollout))
+            yield {part[i]: _completion(*(x[row] for x in sampled)) for row, i in enumerate(done.prompts)}
 
 
 def _completion(tokens, length, log_probs, finished) -> Completion:
     return Completion(tokens[:length].tolist(), log_probs[:length].tolist(), "stop" if finished else "length")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _sample(model, params, prompts, rng, rows, config):
-    """One completion a prompt, without the caches: tokens [P, Z], their number [P], log_probs [P, Z], finished [P]."""
-    keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(rows)[:, None]
-    rollout = sample(model, params, prompts, keys, config)
+@jax.jit
+def _row_keys(rng, rows):
+    return jax.vmap(functools.partial(jax.random.fold_in, rng))(rows)[:, None]
+
+
+@jax.jit
+def _without_caches(rollout):
+    """Tokens [P, Z], their number [P], log_probs [P, Z] and finished [P] of one completion a prompt."""
     return rollout.tokens[:, 0], jnp.sum(rollout.mask[:, 0], -1), rollout.log_probs[:, 0], rollout.finished[:, 0]

@@ -1,6 +1,26 @@
 """Sampling reasoning traces."""
 
 from nrt_jax.rollout import engine
-from nrt_jax.rollout.sampler import Rollout, SamplingConfig, cut_traces, prefill, row_keys, sample
+from nrt_jax.rollout.draw import Truncation, check_truncation
+from nrt_jax.rollout.sampler import (
+    Rollout,
+    SamplingConfig,
+    cache_dtype,
+    cut_traces,
+    prefill,
+    row_keys,
+    sample,
+)
 
-__all__ = ["Rollout", "SamplingConfig", "cut_traces", "engine", "prefill", "row_keys", "sample"]
+__all__ = [
+    "Rollout",
+    "SamplingConfig",
+    "Truncation",
+    "cache_dtype",
+    "check_truncation",
+    "cut_traces",
+    "engine",
+    "prefill",
+    "row_keys",
+    "sample",
+]

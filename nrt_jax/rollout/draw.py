@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nrt_jax.errors import UserError
+
 BLOCK = 64  # V is padded to a multiple of it.
 MASKED = -1e30  # The logit of padding; finite, so that its terms of the entropy are 0 and not NaN.
 
@@ -42,6 +44,26 @@ class Truncation(NamedTuple):
     top_k: jax.Array | None = None
     top_p: jax.Array | None = None
     min_p: jax.Array | None = None
+
+    @classmethod
+    def of(cls, top_k: int, top_p: float, min_p: float) -> "Truncation":
+        """From numbers, of which 0, 1 and 0 are off."""
+        return cls(
+            top_k=jnp.int32(top_k) if top_k > 0 else None,
+            top_p=jnp.float32(top_p) if top_p < 1 else None,
+            min_p=jnp.float32(min_p) if min_p > 0 else None,
+        )
+
+
+def check_truncation(top_k: int, top_p: float, min_p: float, *, prefix: str = "") -> None:
+    """Raises UserError for a number out of its range; its field's name is put behind `prefix`."""
+    for name, value, is_good, expected in (
+        ("top_k", top_k, top_k >= 0, "0 (off) or more"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1 (off)"),
+        ("min_p", min_p, 0 <= min_p < 1, "from 0 (off) to below 1"),
+    ):
+        if not is_good:
+            raise UserError(f"{prefix}{name}: {value} cannot work; expected a number {expected}")
 
 
 def draw(

@@ -142,8 +142,11 @@ class _Run:
     ):
         """Seats nobody yet; of the prompts in the queue, which others may share, it is to take `num_prompts`."""
         keys = row_keys(rng, len(prompts.tokens), config.group_size) if rng.ndim == 0 else rng
-        self.model, self.config, self.queue = model, config, queue
-        self.params, self.prompts, self.keys = jax.device_put((params, prompts, keys.reshape(-1)), device)
+        # On the host, where picking some of them compiles nothing.
+        self.prompts, key_data = jax.device_get((prompts, jax.random.key_data(keys)))
+        self.keys, self.key_impl = key_data.reshape(keys.size, -1), jax.random.key_impl(keys)
+        self.model, self.config, self.queue, self.device = model, config, queue, device
+        self.params = jax.device_put(params, device)
         self.weights = _prepare(model, self.params)
         self.num_seats, self.num_places, self.batch = num_prompts * config.group_size, num_prompts, num_prompts
         if config.max_rows is not None and config.max_rows < self.num_seats:
@@ -201,7 +204,8 @@ class _Run:
         self.missing[places] = self.config.group_size
         self.waiting.extend((places[:, None] * self.config.group_size + np.arange(self.config.group_size)).reshape(-1))
         ids = _padded(self.prompt[places], self.batch)
-        new = _begin(self.model, self.params, jax.tree.map(lambda x: x[ids], self.prompts), self.config)
+        prompts = jax.device_put(jax.tree.map(lambda x: x[ids], self.prompts), self.device)
+        new = _begin(self.model, self.params, prompts, self.config)
         if self.batch == self.num_places:
             self.groups = new
         else:
@@ -231,7 +235,7 @@ class _Run:
             )
             old = self.rows if kept.size else None
             arrays = (np.int32(drop), np.int32(self.slot))
-            self.rows, self.shared = _seat(self.groups, old, self.keys, seats, *arrays, num_slots)
+            self.rows, self.shared = _seat(self.groups, old, seats, *arrays, num_slots, self.key_impl)
             self.seated = np.pad(seated, (0, size - seated.size), constant_values=-1)
             self.first = np.pad(self.first, (0, size - seated.size))
         elif self._is_full():
@@ -259,7 +263,7 @@ class _Run:
             is_kept=np.arange(size) < kept.size,
             is_row=np.arange(size) < seated.size,
             place=_padded(place, size),
-            key=_padded(self.prompt[place] * group_size + member, size),
+            key=self.keys[_padded(self.prompt[place] * group_size + member, size)],
             prompts=_padded(prompts, min(self.num_places, size)),
             grid=grid.reshape(-1, group_size),
             cell=_padded(cell, size),
@@ -281,7 +285,7 @@ class Seats:
         is_kept: [N] bool, it sat somewhere.
         is_row: [N] bool, False on padding.
         place: [N] int32, of its group.
-        key: [N] int32, index of its key.
+        key: [N, ..] uint32, data of its key.
         prompts: [P] int32, places of the groups that decode.
         grid: [P, K] int32, as in `PromptCache`.
         cell: [N] int32, as in `PromptCache`.
@@ -327,18 +331,19 @@ def _take(rollout: Rollout, places: jax.Array) -> Rollout:
     return rollout.map_prompts(lambda x, axis: jnp.take(x, places, axis))
 
 
-@functools.partial(jax.jit, static_argnames="num_slots")
+@functools.partial(jax.jit, static_argnames=("num_slots", "key_impl"))
 def _seat(
     groups: Groups,
     rows: Rows | None,
-    keys: jax.Array,
     seats: Seats,
     drop: jax.Array,
     slot: jax.Array,
     num_slots: int,
+    key_impl: str,
 ) -> tuple[Rows, PromptCache]:
     """Those who go on and those who begin."""
-    new = sampler.start_rows(groups, keys[seats.key], seats.place, slot, num_slots)
+    key = jax.random.wrap_key_data(seats.key, impl=key_impl)
+    new = sampler.start_rows(groups, key, seats.place, slot, num_slots)
     new = new.replace(done=~seats.is_row)
     if rows is not None:
         old = sampler.resize(rows.take(seats.source), drop, num_slots)

@@ -42,9 +42,7 @@ class SamplingConfig:
         stop_ids: [S] int32, tokens that end a row. The first is the delimiter, whose log-probability is recorded at
             every step whether or not it is sampled.
         temperature: [] float32, divides the logits; 0 is greedy.
-        top_k: [] int32, only the k likeliest tokens may be drawn; None is off.
-        top_p: [] float32, of those only the fewest whose mass is at least top_p of theirs; None is off.
-        min_p: [] float32, only tokens at least min_p as likely as the likeliest; None is off.
+        truncation: Which tokens may be drawn.
         max_new_tokens: Z, the most tokens a row may sample.
         group_size: K, rows for each prompt.
         chunk_size: Least slots of a row's cache, and steps between two looks of the engine at which rows are done.
@@ -55,9 +53,7 @@ class SamplingConfig:
 
     stop_ids: jax.Array
     temperature: jax.Array
-    top_k: jax.Array | None = None
-    top_p: jax.Array | None = None
-    min_p: jax.Array | None = None
+    truncation: Truncation = Truncation()
     max_new_tokens: int = flax.struct.field(pytree_node=False)
     group_size: int = flax.struct.field(pytree_node=False, default=1)
     chunk_size: int = flax.struct.field(pytree_node=False, default=128)
@@ -69,6 +65,13 @@ class SamplingConfig:
         most = -(-self.max_new_tokens // self.chunk_size)
         chunks = -(-num_slots // self.chunk_size)
         return min(most, 1 << (chunks - 1).bit_length()) * self.chunk_size
+
+
+def cache_dtype(name: str) -> str | None:
+    """The dtype that a config means: `auto` is bfloat16 on accelerators, and the compute dtype (None) on a CPU."""
+    if name != "auto":
+        return name
+    return None if jax.default_backend() == "cpu" else "bfloat16"
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -438,5 +441,4 @@ def _uniform(keys, start, num_steps):
 def _draw(model, weights, hidden, uniform, config):
     """Of hidden [D, N]."""
     logits = decoder.logits(model, weights, hidden)
-    truncation = Truncation(config.top_k, config.top_p, config.min_p)
-    return draw(logits, uniform, config.temperature, config.stop_ids[0], truncation)
+    return draw(logits, uniform, config.temperature, config.stop_ids[0], config.truncation)

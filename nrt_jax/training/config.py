@@ -13,6 +13,7 @@ from nrt_jax.models import LoRAConfig
 from nrt_jax.models.lora import PROJECTIONS
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import AGGREGATIONS
+from nrt_jax.rollout import check_truncation
 from nrt_jax.training.optimizer import OptimizerConfig
 
 
@@ -27,7 +28,16 @@ class RolloutConfig:
         max_length: Most tokens of prompt, trace, delimiter and answer together; a longer sample loses the tail of its
             trace. 0 for what the model supports.
         temperature: Of sampling; scores and losses divide their logits by it too.
-        chunk_size: Slots by which the decoding cache grows.
+        top_k: Only the k likeliest tokens may be drawn; 0 is off. With any truncation the policy that samples is no
+            longer quite the one that learns.
+        top_p: Of those, only the fewest whose probabilities add up to top_p; 1 is off.
+        min_p: Only tokens at least min_p times as likely as the likeliest; 0 is off.
+        chunk_size: Steps between two looks at which rows are done, and least slots of a row's cache.
+        max_rows: Rows that a device decodes at once, while others wait; 0 for all. Memory follows from it: beside them
+            there are caches of as many rows that are done but whose groups are not.
+        cache_dtype: Of the keys and values that decoding and scoring read; `auto` is bfloat16 on accelerators, and on a
+            CPU the compute dtype.
+        devices: Devices that sample, each with a copy of the policy.
     """
 
     prompts: int = 256
@@ -35,7 +45,13 @@ class RolloutConfig:
     max_trace_length: int = 2048
     max_length: int = 0
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
     chunk_size: int = 128
+    max_rows: int = 0
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    devices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +143,7 @@ class TrainConfig:
             _require(value >= 0, name, value, "0 or more")
         for name in ("optimizer.b1", "optimizer.b2"):
             _require(0 <= self._field(name) < 1, name, self._field(name), "a number from 0 to below 1")
+        check_truncation(self.rollout.top_k, self.rollout.top_p, self.rollout.min_p, prefix="rollout.")
         _require(self.seed < 2**32, "seed", self.seed, "a number below 2**32")
         _require(not isinstance(self.data, str), "data", repr(self.data), "a tuple of sources, such as ('clock',)")
         loss, trace = self.loss, self.trace
@@ -173,6 +190,7 @@ _POSITIVE = (
     "rollout.group_size",
     "rollout.max_trace_length",
     "rollout.chunk_size",
+    "rollout.devices",
     "rollout.temperature",
     "optimizer.learning_rate",
     "loss.constant",
@@ -184,6 +202,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "rollout.max_length",
+    "rollout.max_rows",
     "lora.rank",
     "loss.trace_weight",
     "loss.delimiter_weight",

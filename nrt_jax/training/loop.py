@@ -13,9 +13,9 @@ import jax
 
 from nrt_jax import checkpoints, hf
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
-from nrt_jax.rollout import engine
 from nrt_jax.training import workdir as run_folder
 from nrt_jax.training.checkpoint import Checkpointer
+from nrt_jax.training.collect import collect
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.config_io import to_dict
 from nrt_jax.training.learner import LearnerBatch, from_demonstrations
@@ -23,7 +23,7 @@ from nrt_jax.training.metrics import CompilationCounter, MetricsWriter
 from nrt_jax.training.optimizer import make_optimizer
 from nrt_jax.training.setup import Setup
 from nrt_jax.training.state import TrainState, abstract_state, create_state
-from nrt_jax.training.step import reward_rollout, sampling_config
+from nrt_jax.training.step import describe, sampling_config
 from nrt_jax.training.update import read_lengths, update
 
 #: What a resumed run may change: how long it goes on, how often it reports and saves.
@@ -117,23 +117,20 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
 
 
 def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[LearnerBatch, dict]:
-    batch = setup.encoder.batch(rows)
-    sampling = sampling_config(config.rollout, setup.trace_format)
-    params = setup.policy(state.params)
-    rollout = engine.sample(setup.model, params, batch.prompts, jax.random.fold_in(rng, 0), sampling)
-    return reward_rollout(
-        params,
-        rollout,
-        batch,
-        jax.random.fold_in(rng, 1),
-        sampling.temperature,
-        model=setup.model,
+    learner_batch, outcome = collect(
+        setup.model,
+        setup.policy(state.params),
+        setup.encoder.batch(rows),
+        rng,
+        sampling_config(config.rollout, setup.trace_format),
+        jax.local_devices()[: config.rollout.devices],
         reward_config=config.reward,
         advantage_config=config.advantage,
         loss_config=config.loss,
         max_length=setup.max_length,
         has_opening=bool(setup.trace_format.opening),
     )
+    return learner_batch, describe(outcome)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from nrt_jax import checkpoints, hf
+from nrt_jax import checkpoints, hf, parallel
 from nrt_jax.data import formats
 from nrt_jax.data.encode import Encoded, Encoder
 from nrt_jax.data.formats import TraceFormat
@@ -64,6 +64,7 @@ def prepare(config: TrainConfig) -> Setup:
         UserError: A value, file, row, tensor or token is wrong; the message names it.
     """
     config.validate()
+    parallel.use_devices(config.rollout.devices, field="rollout.devices")
     questions = config.evaluation.questions
     opened = open_sources(config.data, config.dataset, num_held_out=questions, seed=config.seed)
     location = checkpoints.locate(config.model)

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -10,7 +11,7 @@ from nrt_jax.data.formats import TraceFormat
 from nrt_jax.models import Model, Params
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig, group_advantage, token_signal
 from nrt_jax.rewards import Reward, aggregate, score_reference
-from nrt_jax.rollout import Rollout, SamplingConfig, cut_traces
+from nrt_jax.rollout import Rollout, SamplingConfig, Truncation, cache_dtype, cut_traces
 from nrt_jax.training.config import RewardConfig, RolloutConfig
 from nrt_jax.training.learner import LearnerBatch, from_rollout
 
@@ -20,9 +21,12 @@ def sampling_config(config: RolloutConfig, trace_format: TraceFormat) -> Samplin
     return SamplingConfig(
         stop_ids=jnp.array(trace_format.stop_ids, jnp.int32),
         temperature=jnp.float32(config.temperature),
+        truncation=Truncation.of(config.top_k, config.top_p, config.min_p),
         max_new_tokens=config.max_trace_length,
         group_size=config.group_size,
         chunk_size=config.chunk_size,
+        cache_dtype=cache_dtype(config.cache_dtype),
+        max_rows=config.max_rows or None,
     )
 
 
@@ -30,6 +34,35 @@ def fit_traces(rollout: Rollout, batch: Batch, max_length: int) -> Rollout:
     """Cuts traces so that prompt, trace, delimiter and answer fit into max_length tokens."""
     answer_length = jnp.sum(batch.reference.mask, -1)
     return cut_traces(rollout, jnp.maximum(max_length - rollout.prompt_length - 1 - answer_length, 0))
+
+
+@flax.struct.dataclass(kw_only=True)
+class Outcome:
+    """What came of a rollout, to be described.
+
+    Attributes:
+        reward: [P, K] R of the traces.
+        baseline: [P] R of the empty trace.
+        advantage: [P, K].
+        log_probs: [P, K, Y] log c_i.
+        base_log_probs: [P, Y] log c_i,base.
+        answer_mask: [P, Y] bool.
+        trace_length: [P, K] int32.
+        num_sampled: [P, K] int32, tokens, stop tokens included.
+        entropy: [P, K] sum over these, in nats.
+        matched: [P, K] bool, the policy wrote the delimiter itself.
+    """
+
+    reward: jax.Array
+    baseline: jax.Array
+    advantage: jax.Array
+    log_probs: jax.Array
+    base_log_probs: jax.Array
+    answer_mask: jax.Array
+    trace_length: jax.Array
+    num_sampled: jax.Array
+    entropy: jax.Array
+    matched: jax.Array
 
 
 @functools.partial(
@@ -47,7 +80,7 @@ def reward_rollout(
     params: Params,
     rollout: Rollout,
     batch: Batch,
-    rng: jax.Array,
+    keys: jax.Array | None,
     temperature: jax.Array,
     *,
     model: Model,
@@ -56,14 +89,14 @@ def reward_rollout(
     loss_config: NRTLossConfig,
     max_length: int,
     has_opening: bool = False,
-) -> tuple[LearnerBatch, dict[str, jax.Array]]:
+) -> tuple[LearnerBatch, Outcome]:
     """Scores y* after each trace and after none, and turns that into a learner's batch.
 
     Args:
         params: The parameters that sampled the rollout.
         rollout: Its traces, with caches.
         batch: The prompts and references.
-        rng: Key of the `random` reward; not used otherwise.
+        keys: [P] keys of the `random` reward; others need none.
         temperature: Of the rollout.
         model: The policy.
         reward_config: Which reward.
@@ -73,14 +106,14 @@ def reward_rollout(
         has_opening: The prompts end with an opening tag.
 
     Returns:
-        The learner's batch and scalars that describe the rollout.
+        The learner's batch, and what `describe` makes scalars of.
     """
     rollout = fit_traces(rollout, batch, max_length)
     log_probs, base_log_probs = score_reference(model, params, rollout, batch.reference, temperature)
     mask = jnp.broadcast_to(batch.reference.mask[:, None], log_probs.shape)
     base = jnp.broadcast_to(base_log_probs[:, None], log_probs.shape)
     if reward_config.mode == "random":
-        noise = jax.random.uniform(rng, log_probs.shape[:2])
+        noise = jax.vmap(lambda key: jax.random.uniform(key, log_probs.shape[1:2]))(keys)
         reward = Reward(trace=noise, token=mask / mask.sum(-1, keepdims=True))
         baseline = jnp.zeros(log_probs.shape[0])
     else:
@@ -92,24 +125,37 @@ def reward_rollout(
     advantage = group_advantage(reward.trace, baseline, clip=advantage_config.clip, scale=advantage_config.scale)
     signal = token_signal(loss_config.token_signal, reward.token, mask)
     learner_batch = from_rollout(rollout, batch, advantage, signal, has_opening=has_opening)
-    return learner_batch, _describe(rollout, batch, reward, baseline, advantage, log_probs, base_log_probs)
+    outcome = Outcome(
+        reward=reward.trace,
+        baseline=baseline,
+        advantage=advantage,
+        log_probs=log_probs,
+        base_log_probs=base_log_probs,
+        answer_mask=batch.reference.mask,
+        trace_length=rollout.trace_length,
+        num_sampled=jnp.sum(rollout.mask, -1),
+        entropy=jnp.sum(rollout.entropy, -1),
+        matched=rollout.matched(batch.reference.delimiter),
+    )
+    return learner_batch, outcome
 
 
-def _describe(rollout, batch, reward, baseline, advantage, log_probs, base_log_probs) -> dict[str, jax.Array]:
+@jax.jit
+def describe(outcome: Outcome) -> dict[str, jax.Array]:
     """Scalars of one rollout. The share of empty traces is the alarm for collapse."""
-    mask, length = batch.reference.mask, rollout.trace_length
-    sampled = jnp.maximum(jnp.sum(rollout.mask), 1)
+    o, mask = outcome, outcome.answer_mask
+    sampled = jnp.maximum(jnp.sum(o.num_sampled), 1)
     return {
-        "reward": jnp.mean(reward.trace),
-        "reward_empty_trace": jnp.mean(baseline),
-        "reward_gain": jnp.mean(reward.trace - baseline[:, None]),
-        "answer_prob": jnp.mean(jnp.exp(jnp.sum(log_probs, -1, where=mask[:, None]))),
-        "token_prob": jnp.mean(jnp.exp(log_probs), where=mask[:, None]),
-        "token_prob_empty_trace": jnp.mean(jnp.exp(base_log_probs), where=mask),
-        "entropy": jnp.sum(rollout.entropy) / sampled,
-        "trace_length": jnp.mean(length.astype(jnp.float32)),
-        "empty_trace_share": jnp.mean(length == 0),
-        "matched_share": jnp.mean(rollout.matched(batch.reference.delimiter)),
-        "equal_group_share": jnp.mean(jnp.all(advantage == 0, -1)),
+        "reward": jnp.mean(o.reward),
+        "reward_empty_trace": jnp.mean(o.baseline),
+        "reward_gain": jnp.mean(o.reward - o.baseline[:, None]),
+        "answer_prob": jnp.mean(jnp.exp(jnp.sum(o.log_probs, -1, where=mask[:, None]))),
+        "token_prob": jnp.mean(jnp.exp(o.log_probs), where=mask[:, None]),
+        "token_prob_empty_trace": jnp.mean(jnp.exp(o.base_log_probs), where=mask),
+        "entropy": jnp.sum(o.entropy) / sampled,
+        "trace_length": jnp.mean(o.trace_length.astype(jnp.float32)),
+        "empty_trace_share": jnp.mean(o.trace_length == 0),
+        "matched_share": jnp.mean(o.matched),
+        "equal_group_share": jnp.mean(jnp.all(o.advantage == 0, -1)),
         "sampled_tokens": sampled,
     }

@@ -15,6 +15,7 @@ from nrt_jax import checkpoints, tasks
 from nrt_jax.checkpoints import ASSETS
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import generation
+from nrt_jax.rollout import Truncation
 from tests import fixtures_serve
 from tests.fixtures_run import tokenizer
 from tests.fixtures_serve import torch_log_probs, write_checkpoint, write_jsonl
@@ -147,6 +148,7 @@ def test_permuted_rows_that_keep_their_numbers_keep_their_completions(llama):
 
     def complete(rows):
         settings = {"stop_ids": (2,), "max_new_tokens": 12, "temperature": 1.0, "seed": 5, "batch_size": 64}
+        settings["truncation"] = Truncation()
         parts = generation.complete(model, params, [prompts[i] for i in rows], rows, **settings)
         return {rows[i]: completion.token_ids for part in parts for i, completion in part.items()}
 

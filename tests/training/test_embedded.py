@@ -73,7 +73,7 @@ def test_an_empty_trace_is_never_rewarded_for_a_rounding():
         prepared.params,
         rollout,
         batch,
-        jax.random.key(1),
+        None,
         sampling.temperature,
         model=prepared.model,
         reward_config=config.reward,

@@ -1,0 +1,59 @@
+"""A step's rollout from start to end, on the host: groups are rewarded where they were sampled, when they are done.
+
+Only what the learner needs leaves the device that sampled a group: its tokens and numbers, not its caches.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from nrt_jax.data.batch import Batch
+from nrt_jax.models import Model, Params
+from nrt_jax.rollout import SamplingConfig, engine, row_keys
+from nrt_jax.training.learner import LearnerBatch
+from nrt_jax.training.step import Outcome, reward_rollout
+
+
+def collect(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    rng: jax.Array,
+    sampling: SamplingConfig,
+    devices: Sequence[jax.Device] | None = None,
+    **reward: Any,
+) -> tuple[LearnerBatch, Outcome]:
+    """Samples, scores and rewards.
+
+    Args:
+        model: The policy.
+        params: Its parameters.
+        batch: P questions with their answers.
+        rng: Of the sampling, and of the `random` reward.
+        sampling: How to sample.
+        devices: Those that sample, each with a copy of the policy; None for the one that holds it.
+        **reward: Configs of `reward_rollout`.
+
+    Returns:
+        Both in the order of the batch, whatever the order in which groups were done.
+    """
+    sample_rng, reward_rng = jax.random.split(rng)
+    keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
+    indices, done = [], []  # Of each part.
+    for part in engine.stream(model, params, batch.prompts, sample_rng, sampling, devices):
+        num_padding = len(part.rollout.finished) - len(part.prompts)
+        index = np.append(part.prompts, np.repeat(part.prompts[:1], num_padding))
+        args = (part.params, part.rollout, batch.take(index), keys[index], sampling.temperature)
+        done.append(reward_rollout(*args, model=model, **reward))
+        indices.append(part.prompts)
+    if len(done) == 1:  # All prompts, in order.
+        return done[0]
+    order = np.argsort(np.concatenate(indices))
+    sizes = [len(index) for index in indices]
+
+    def join(*arrays):
+        return np.concatenate([x[:size] for x, size in zip(arrays, sizes, strict=True)])[order]
+
+    return jax.tree.map(join, *jax.device_get(done))
