@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import chex
 import jax
@@ -22,6 +23,13 @@ from tests.fixtures_model import VOCAB, tiny_model
 OPTIMIZER = optax.sgd(0.1)
 LOSS = NRTLossConfig(token_signal="derived")
 P, K, X, T = 4, 2, 8, 16
+
+
+@functools.cache
+def initial():
+    """The tiny model as it is initialised: sharper, float32 rounding grows to 1e-4 of its gradient."""
+    model, params = tiny_model()
+    return model, jax.tree.map(lambda x: x / 2 if x.ndim > 1 else x, params)
 
 
 def random_learner_batch(seed: int, longest: list[int], max_length: int = T) -> LearnerBatch:
@@ -69,7 +77,7 @@ def plain_update(params, batch, config):
 
 
 def updated(batch, **options):
-    model, params = tiny_model()
+    model, params = initial()
     state = create_state(jax.tree.map(jnp.copy, params), OPTIMIZER)
     state, metrics = update(state, batch, **{"model": model, "optimizer": OPTIMIZER, "config": LOSS} | options)
     return state.params, {name: float(value) for name, value in metrics.items()}
@@ -77,7 +85,7 @@ def updated(batch, **options):
 
 def assert_same(found, expected):
     (params, metrics), (expected_params, expected_metrics) = found, expected
-    chex.assert_trees_all_close(params, expected_params, atol=1e-5)
+    chex.assert_trees_all_close(params, expected_params, atol=1e-6)  # They change by about 0.03.
     for name, value in expected_metrics.items():
         if name != "padding_share":
             np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -86,7 +94,7 @@ def assert_same(found, expected):
 @given(seed=st.integers(0, 999), longest=st.lists(st.sampled_from([4, T]), min_size=P, max_size=P))
 def test_update_is_that_of_the_whole_padded_batch_for_any_number_of_micro_batches(seed, longest):
     batch = random_learner_batch(seed, longest)
-    expected = plain_update(tiny_model()[1], batch, LOSS)
+    expected = plain_update(initial()[1], batch, LOSS)
     assert float(expected[1]["gradient_norm"]) > 0.01
     for micro_batches in (1, 4):
         assert_same(updated(batch, micro_batches=micro_batches), expected)
@@ -127,7 +135,7 @@ def test_update_ignores_what_padding_holds():
 
 
 def test_the_old_state_is_donated():
-    model, params = tiny_model()
+    model, params = initial()
     adam = optax.adam(1e-3)
     state = create_state(jax.tree.map(jnp.copy, params), adam)
     batch = random_learner_batch(1, [T, 4, T, 4])
@@ -161,6 +169,15 @@ def test_a_plan_splits_prompts_equally_holds_every_completion_and_has_few_length
         assert longest <= part.length <= max(1.5 * longest, max_length / 6) and part.length <= max_length
     in_order = [plan(Lengths(l.prompts, l.completions), max_length, 1)[0] for l in lengths.split(micro_batches)]
     assert sum(part.length for part in parts) <= sum(part.length for part in in_order)
+
+
+@given(case=lengths_and_parts)
+def test_no_prompt_of_a_part_is_longer_than_any_of_the_part_before(case):
+    completions = np.array(case[0])
+    parts = plan(Lengths(np.ones(len(completions), int), completions), 300, case[1])
+    longest = [completions[part.prompts].max(-1) for part in parts]
+    assert all(later.max() <= before.min() for before, later in itertools.pairwise(longest))
+    assert all(before.length >= later.length for before, later in itertools.pairwise(parts))
 
 
 @pytest.mark.parametrize("max_length", [1, 2, 5, 46, 100, 1000, 4098])

@@ -83,7 +83,7 @@ def test_the_size_of_the_update_does_not_depend_on_depth():
 
 
 def test_the_optimizer_writes_over_the_state_that_it_is_given():
-    memory = optimizer_program().memory_analysis()
+    memory = optimizer_program(vocab_size=4096).memory_analysis()
     gradient = memory.argument_size_in_bytes / 4  # Beside the parameters and two moments.
     assert memory.alias_size_in_bytes == pytest.approx(3 * gradient, rel=0.01)
-    assert memory.temp_size_in_bytes < 0.5 * gradient
+    assert memory.temp_size_in_bytes < 1.1 * gradient
