@@ -58,7 +58,7 @@ def measure(num_layers: int, remat: bool) -> dict[str, tuple[float, int]]:
     """Compiles all works of one depth anew."""
     bench = Bench(BenchConfig(work="step", model=ShapeConfig(num_layers=num_layers), size=SMALL, remat=remat))
     jax.clear_caches()
-    *rollout, traces = compile_seconds(lambda: bench.rollout(bench.params))
+    *rollout, traces = compile_seconds(lambda: bench.sample(bench.params))
     *score, batch = compile_seconds(lambda: bench.reward(bench.params, traces))
     state = jax.block_until_ready(create_state(bench.params, bench.optimizer))
 

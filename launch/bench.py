@@ -7,6 +7,7 @@ Prints one line and, with --json, writes every measurement. Ratios to other fram
 """
 
 import dataclasses
+import functools
 import json
 import statistics
 import time
@@ -20,16 +21,17 @@ import numpy as np
 from launch import cli
 from launch.bench_config import BenchConfig, validate
 from launch.timing import MatmulPeak, device_memory_bytes, measure, timed, work_memory_bytes
+from nrt_jax import parallel
 from nrt_jax.data import Batch, Prompts, Reference
 from nrt_jax.models import Model, ModelConfig, Params, token_log_probs
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import score_reference
-from nrt_jax.rollout import Rollout, SamplingConfig, engine, sample
+from nrt_jax.rollout import Rollout, SamplingConfig, cache_dtype, engine, sample
+from nrt_jax.training.collect import reward_parts
 from nrt_jax.training.config import RewardConfig
 from nrt_jax.training.loop import peak_memory_bytes
 from nrt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nrt_jax.training.state import create_state
-from nrt_jax.training.step import reward_rollout
 from nrt_jax.training.update import Lengths, read_lengths, update
 from nrt_jax.training.workdir import write_json
 
@@ -39,6 +41,7 @@ PHASES = ("rollout", "score", "train")  # Of a step.
 def main(config: BenchConfig) -> None:
     """Measures, prints, writes."""
     validate(config)
+    parallel.use_devices(config.devices, field="devices")
     bench, peak = Bench(config), MatmulPeak(config.dtype)
     peak()
     works = bench.works()
@@ -121,7 +124,10 @@ class Bench:
             max_new_tokens=size.trace_length,
             group_size=size.group_size,
             chunk_size=config.chunk_size,
+            cache_dtype=cache_dtype(config.cache_dtype),
+            max_rows=config.max_rows or None,
         )
+        self.devices = jax.local_devices()[: config.devices]
         self.optimizer = make_optimizer(OptimizerConfig(), 1000)
         self.calls = 0
         self.lengths: Lengths | None = None  # Of the batch that `train` learns from.
@@ -129,7 +135,7 @@ class Bench:
     def works(self) -> dict[str, Callable[[], Any]]:
         """What `config.work` stands for."""
         if self.config.work == "score":
-            rollout = jax.block_until_ready(self.rollout(self.params))
+            rollout = jax.block_until_ready(self.rollout(self.params, engine.sample))
             scored = jax.jit(score_reference, static_argnums=0)
             full = jax.jit(score_by_full_forward, static_argnums=0)
             return {
@@ -138,12 +144,12 @@ class Bench:
             }
         if self.config.work == "rollout":
             return {
-                "rollout": lambda: self.rollout(self.params),
-                "rollout_without_compaction": lambda: self.rollout(self.params, sample),
+                "rollout": lambda: self.sample(self.params),
+                "rollout_in_lock_step": lambda: self.rollout(self.params, sample),
             }
         state = create_state(self.params, self.optimizer)
         if self.config.work == "train":
-            learner_batch = self.reward(self.params, self.rollout(self.params))
+            learner_batch = self.reward(self.sample(self.params))
             self.lengths = read_lengths(learner_batch)
 
             def train():
@@ -156,8 +162,8 @@ class Bench:
         def step():
             nonlocal state
             seconds = {}
-            seconds["rollout"], rollout = timed(lambda: self.rollout(state.params))
-            seconds["score"], learner_batch = timed(lambda: self.reward(state.params, rollout))
+            seconds["rollout"], parts = timed(lambda: self.sample(state.params))
+            seconds["score"], learner_batch = timed(lambda: self.reward(parts))
             seconds["train"], (state, metrics) = timed(lambda: self.update(state, learner_batch))
             return seconds, metrics
 
@@ -166,27 +172,32 @@ class Bench:
     def describe(self, result: Any) -> dict[str, float]:
         """Numbers to keep of what a work of `works` has returned."""
         if self.config.work == "rollout":
-            return {"tokens": int(result.mask.sum())}
+            rollouts = [part.rollout for part in result] if isinstance(result, list) else [result]
+            return {"tokens": sum(int(rollout.mask.sum()) for rollout in rollouts)}
         if self.config.work == "score":
             return {}
         first, metrics = result
         phases = {f"{name}_seconds": first[name] for name in PHASES} if self.config.work == "step" else {}
         return phases | {"padding_share": metrics["padding_share"]}
 
-    def rollout(self, params: Params, sample: Callable[..., Rollout] = engine.sample) -> Rollout:
+    def sample(self, params: Params) -> list[engine.Part]:
         """Samples, as training does; another seed every time."""
+        return list(self.rollout(params, functools.partial(engine.stream, devices=self.devices)))
+
+    def rollout(self, params: Params, sample: Callable[..., Any]) -> Any:
+        """What `sample` returns."""
         self.calls += 1
         return sample(self.model, params, self.batch.prompts, jax.random.key(self.calls), self.sampling)
 
-    def reward(self, params: Params, rollout: Rollout):
+    def reward(self, parts: list[engine.Part]):
         """Scores y* and lays out the learner's batch."""
-        return reward_rollout(
-            params,
-            rollout,
+        keys = jax.random.split(jax.random.key(0), self.config.size.prompts)
+        return reward_parts(
+            self.model,
+            parts,
             self.batch,
-            None,
-            jnp.float32(1.0),
-            model=self.model,
+            keys,
+            self.sampling.temperature,
             reward_config=RewardConfig(),
             advantage_config=AdvantageConfig(),
             loss_config=NRTLossConfig(),

@@ -56,16 +56,19 @@ class BenchConfig:
     """What to time.
 
     Attributes:
-        work: `rollout`: sampling the traces, with finished rows leaving and without. `score`: c_i and c_base from the
-            caches that a rollout left, and beside it the same from a forward of the whole sequences. `train`: one
-            update. `step`: rollout, scoring and update.
+        work: `rollout`: sampling the traces, with finished rows leaving, and beside it in lock step. `score`: c_i and
+            c_base from the caches that a rollout left, and beside it the same from a forward of the whole sequences.
+            `train`: one update. `step`: rollout, scoring and update.
         model: The model's shape.
         size: The batch's shape.
         mean_length: Mean length of a trace as a share of Z, the lengths being geometric; 1 for Z tokens in every row.
         dtype: Compute dtype.
         remat: Recompute each layer in the backward pass.
         micro_batches: Parts of the batch whose gradients are accumulated.
-        chunk_size: Slots by which the decoding cache grows.
+        chunk_size: Steps between two looks at which rows are done, and least slots of a row's cache.
+        max_rows: Rows that a device decodes at once; 0 for all.
+        cache_dtype: Of keys and values in decoding and scoring.
+        devices: Devices that sample, each with a copy of the policy.
         repeats: Measurements, after one that compiles.
         json: File to write them to; empty for none.
     """
@@ -78,6 +81,9 @@ class BenchConfig:
     remat: bool = False
     micro_batches: int = 1
     chunk_size: int = 32
+    max_rows: int = 0
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    devices: int = 1
     repeats: int = 5
     json: str = ""
 
@@ -85,9 +91,12 @@ class BenchConfig:
 def validate(config: BenchConfig) -> None:
     """Raises UserError for values that cannot be measured."""
     sizes = {f"{part}.{name}": n for part in ("model", "size") for name, n in vars(getattr(config, part)).items()}
-    for name, value in (sizes | {n: getattr(config, n) for n in ("micro_batches", "chunk_size", "repeats")}).items():
+    sizes |= {name: getattr(config, name) for name in ("micro_batches", "chunk_size", "devices", "repeats")}
+    for name, value in sizes.items():
         if value < 1:
             raise UserError(f"{name}: {value} is no size; expected a number above 0")
+    if config.max_rows < 0:
+        raise UserError(f"max_rows: {config.max_rows} cannot work; expected 0 (all) or more")
     shape, size = config.model, config.size
     if shape.num_heads % shape.num_kv_heads:
         raise UserError(

@@ -17,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
+VOCAB_SIZE = 4096  # Of every framework's model here.
 HERE = Path(__file__).resolve().parent
 
 
@@ -34,6 +36,9 @@ class Config:
         trace_length: Z.
         prompts: P.
         group_size: K.
+        mean_length: Mean length of a trace as a share of Z, the lengths being geometric; 1 for Z tokens in every row.
+        works: What to time of ours; the peers always run whole steps.
+        devices: Into how many the CPU is divided for our sampling.
         pairs: Rounds.
         timeout: Seconds after which a peer's process is given up.
         json: File for every figure; empty for none.
@@ -45,6 +50,9 @@ class Config:
     trace_length: int = 128
     prompts: int = 8
     group_size: int = 4
+    mean_length: float = 1.0
+    works: tuple[Literal["rollout", "step"], ...] = ("rollout", "step")
+    devices: int = 2
     pairs: int = 5
     timeout: int = 900
     json: str = ""
@@ -77,8 +85,9 @@ def ours(config: Config) -> dict[str, float]:
         "trace-length": config.trace_length,
     }
     flags = [word for name, value in size.items() for word in (f"--size.{name}", str(value))]
+    flags += ["--mean-length", str(config.mean_length), "--devices", str(config.devices)]
     found = {}
-    for work in ("rollout", "step"):
+    for work in config.works:
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/out.json"
             run([sys.executable, "-m", "launch.bench", work, *flags, "--json", path], config.timeout)
@@ -91,6 +100,8 @@ def ours(config: Config) -> dict[str, float]:
 def peer(python: str, script: str, config: Config) -> dict[str, float] | None:
     """The same of a peer."""
     sizes = (config.prompt_length, config.trace_length, config.prompts, config.group_size)
+    if config.mean_length < 1:
+        sizes = (*sizes, round(VOCAB_SIZE / (config.mean_length * config.trace_length)))
     line = run([python, str(HERE / script), *map(str, sizes)], config.timeout)
     if line is None:
         return None
@@ -113,7 +124,7 @@ def main(config: Config) -> None:
     ratios = {}
     for name in peers:
         done = [r for r in rounds if r[name] is not None]
-        for work in ("rollout", "step", "peak_memory_bytes") if done else ():
+        for work in (*config.works, "peak_memory_bytes") if done else ():
             theirs, own = ([r[who][work] for r in done] for who in (name, "nrt_jax"))
             ratios[f"{name} {work}"] = statistics.median(t / o for t, o in zip(theirs, own, strict=True))
             print(

@@ -1,9 +1,10 @@
 """trl's GRPOTrainer with transformers' generate on torch CPU: seconds a rollout and a full step, random tiny Llama.
 
     python -m venv trl && trl/bin/pip install torch==2.13.0 && trl/bin/pip install trl
-    trl/bin/python trl_grpo.py [X Z P K]
+    trl/bin/python trl_grpo.py [X Z P K [STOPS]]
 
-Every row decodes all Z tokens (no EOS). Prints one JSON line; the first step warms up.
+Every row decodes all Z tokens (no EOS), or stops at any of the last STOPS of the vocabulary. Prints one JSON line; the
+first step warms up.
 """
 
 import json
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from trl import GRPOConfig, GRPOTrainer
 
 X, Z, P, K = map(int, sys.argv[1:5]) if len(sys.argv) > 4 else (128, 128, 8, 4)
+STOPS = int(sys.argv[5]) if len(sys.argv) > 5 else 0
 torch.manual_seed(0)
 vocab = {"<pad>": 0, "<s>": 1, "</s>": 2}
 for i in range(256):
@@ -64,7 +66,7 @@ args = GRPOConfig(
     per_device_train_batch_size=P * K,
     num_generations=K,
     max_completion_length=Z,
-    generation_kwargs={"min_new_tokens": Z},
+    generation_kwargs={"eos_token_id": list(range(4096 - STOPS, 4096))} if STOPS else {"min_new_tokens": Z},
     max_steps=6,
     report_to=[],
     use_cpu=True,
@@ -94,7 +96,7 @@ print(
         {
             "peer": "trl",
             "rollout_s": [round(s, 3) for s in rollouts[1:]],
-            "tokens": P * K * Z,
+            "tokens": None if STOPS else P * K * Z,
             "step_s": [round(float(d), 3) for d in np.diff(stamps)[1:]],
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }

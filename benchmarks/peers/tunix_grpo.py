@@ -1,8 +1,9 @@
 """google-tunix 0.1.7, vanilla engine: seconds a rollout and a full GRPO step, on a random tiny Llama (CPU).
 
-    python -m venv tunix && tunix/bin/pip install google-tunix==0.1.7 jax && tunix/bin/python tunix_grpo.py [X Z P K]
+    python -m venv tunix && tunix/bin/pip install google-tunix==0.1.7 jax && tunix/bin/python tunix_grpo.py [X Z P K [STOPS]]
 
-Its best case: kv_cache_size = X + Z. Every row decodes all Z tokens. Prints one JSON line; the first step compiles.
+Its best case: kv_cache_size = X + Z. Every row decodes all Z tokens, or stops at any of the last STOPS of the vocabulary.
+Prints one JSON line; the first step compiles.
 At X = 1024, P = 4, K = 8 its six steps had not finished after 500 s; not investigated: try smaller micro-batches before
 quoting it.
 """
@@ -25,6 +26,7 @@ from tunix.rl.grpo import grpo_learner as grpo
 from tunix.rl.rollout import base_rollout
 
 X, Z, P, K = map(int, sys.argv[1:5]) if len(sys.argv) > 4 else (128, 128, 8, 4)
+STOPS = int(sys.argv[5]) if len(sys.argv) > 5 else 0
 STEPS = 6
 
 
@@ -84,6 +86,7 @@ cluster = rlc.RLCluster(
             top_p=1.0,
             top_k=None,
             seed=0,
+            eos_tokens=list(range(4096 - STOPS, 4096)) if STOPS else None,
         ),
     ),
 )

@@ -15,7 +15,6 @@ times, and each pair of the two that occurs is one program.
 """
 
 import collections
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
@@ -33,7 +32,7 @@ from nrt_jax.rollout.sampler import Groups, Rollout, Rows, SamplingConfig, row_k
 HALVINGS = 3  # Of the number of seats, at most: few rows take little less time than fewer, and each is a program.
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Part:
     """Groups whose rows are all done.
 

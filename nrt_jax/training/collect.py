@@ -3,7 +3,7 @@
 Only what the learner needs leaves the device that sampled a group: its tokens and numbers, not its caches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -35,17 +35,39 @@ def collect(
         sampling: How to sample.
         devices: Those that sample, each with a copy of the policy; None for the one that holds it.
         **reward: Configs of `reward_rollout`.
+    """
+    sample_rng, reward_rng = jax.random.split(rng)
+    keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
+    parts = engine.stream(model, params, batch.prompts, sample_rng, sampling, devices)
+    return reward_parts(model, parts, batch, keys, sampling.temperature, **reward)
+
+
+def reward_parts(
+    model: Model,
+    parts: Iterable[engine.Part],
+    batch: Batch,
+    keys: jax.Array,
+    temperature: jax.Array,
+    **reward: Any,
+) -> tuple[LearnerBatch, Outcome]:
+    """Rewards the parts of a rollout.
+
+    Args:
+        model: The policy.
+        parts: Of `engine.stream`.
+        batch: P questions with their answers.
+        keys: [P] keys of the `random` reward.
+        temperature: Of the rollout.
+        **reward: Configs of `reward_rollout`.
 
     Returns:
         Both in the order of the batch, whatever the order in which groups were done.
     """
-    sample_rng, reward_rng = jax.random.split(rng)
-    keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
     indices, done = [], []  # Of each part.
-    for part in engine.stream(model, params, batch.prompts, sample_rng, sampling, devices):
+    for part in parts:
         num_padding = len(part.rollout.finished) - len(part.prompts)
         index = np.append(part.prompts, np.repeat(part.prompts[:1], num_padding))
-        args = (part.params, part.rollout, batch.take(index), keys[index], sampling.temperature)
+        args = (part.params, part.rollout, batch.take(index), keys[index], temperature)
         done.append(reward_rollout(*args, model=model, **reward))
         indices.append(part.prompts)
     if len(done) == 1:  # All prompts, in order.
