@@ -169,8 +169,9 @@ class Transformer(nnx.Module):
 
         if remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
-        # Four layers a turn: a quarter off the step's time on CPU, and compilation stays independent of depth.
-        inputs = (stacked, [c.replace(positions=None) for c in context], adapters)
-        x, (k, v) = jax.lax.scan(layer, x, inputs, unroll=min(4, self.config.num_layers))
+        # Few layers in one turn: a quarter off the step's time on CPU. Many one by one: 16 layers step no slower than
+        # four a turn (2.6 s to 3.0), and the update compiles as fast at 32 layers as at 4; four a turn took twice that.
+        inputs, depth = (stacked, [c.replace(positions=None) for c in context], adapters), self.config.num_layers
+        x, (k, v) = jax.lax.scan(layer, x, inputs, unroll=depth if depth <= 4 else 1)
         x = rms_norm(x, self.final_norm[...], self.config.norm_eps)
         return x, KVCache(k=k, v=v, positions=positions)

@@ -78,7 +78,7 @@ def num_instructions(num_layers: int) -> int:
 
 
 def test_the_size_of_the_update_does_not_depend_on_depth():
-    """32 layers are a loop of 8 turns, 4 layers one turn without a loop."""
+    """32 layers are a loop, 4 layers one turn of it."""
     assert num_instructions(32) < 1.5 * num_instructions(4)
 
 
