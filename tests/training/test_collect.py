@@ -13,7 +13,7 @@ from tests.fixtures_model import random_batch, sampling, tiny_model
 
 def collected(mode, *, max_rows=None, devices=None):
     model, params = tiny_model()
-    return collect(
+    learner_batch, outcome = collect(
         model,
         params,
         random_batch(2),
@@ -25,6 +25,8 @@ def collected(mode, *, max_rows=None, devices=None):
         loss_config=NRTLossConfig(),
         max_length=1000,
     )
+    covered = np.asarray(outcome.answer_mask)[:, None]  # Elsewhere the numbers are arbitrary.
+    return learner_batch, outcome.replace(log_probs=np.where(covered, outcome.log_probs, 0.0), base_log_probs=None)
 
 
 @pytest.mark.parametrize("mode", ["weighted_sum_log_prob", "random"])
