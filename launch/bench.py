@@ -21,7 +21,7 @@ from tyro.conf import Positional
 from launch import cli
 from nrt_jax.data import Batch, Prompts, Reference
 from nrt_jax.errors import UserError
-from nrt_jax.models import Model, ModelConfig, Params, token_log_probs
+from nrt_jax.models import Model, ModelConfig, Params, Remat, token_log_probs
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import score_reference
 from nrt_jax.rollout import Rollout, SamplingConfig, engine, sample
@@ -88,7 +88,7 @@ class BenchConfig:
         size: The batch's shape.
         mean_length: Mean length of a trace as a share of Z, the lengths being geometric; 1 for Z tokens in every row.
         dtype: Compute dtype.
-        remat: Recompute each layer in the backward pass.
+        remat: What a layer keeps for the backward pass.
         micro_batches: Parts of the batch whose gradients are accumulated.
         chunk_size: Slots by which the decoding cache grows.
         repeats: Measurements, after one that compiles.
@@ -100,7 +100,7 @@ class BenchConfig:
     size: SizeConfig = SizeConfig()
     mean_length: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
+    remat: Remat = "dots"
     micro_batches: int = 1
     chunk_size: int = 32
     repeats: int = 5

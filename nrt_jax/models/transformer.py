@@ -6,19 +6,31 @@ Touvron et al. 2023 (arXiv 2302.13971) for the block, Jiang et al. 2023 (arXiv 2
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 
 from nrt_jax.models import attention, rope
-from nrt_jax.models.attention import KVCache
+from nrt_jax.models.attention import SAVED, KVCache
 from nrt_jax.models.config import ModelConfig
 from nrt_jax.models.lora import LoRAConfig
 
 # Logical axis names travel with each parameter; parallel/ maps them to mesh axes. Parameters are placed by jit's
 # out_shardings, so NNX must not try to place them when they are created.
 _Param = functools.partial(nnx.Param, eager_sharding=False)
+
+#: What each layer keeps for the backward pass, beside its input, which computes the rest again.
+Remat = Literal["none", "dots", "full"]
+_POLICIES = jax.checkpoint_policies
+REMAT = {
+    # The outputs of the matrix products and of attention: norms, rotations and SwiGLU are cheap.
+    "dots": _POLICIES.save_from_both_policies(
+        _POLICIES.dots_with_no_batch_dims_saveable, _POLICIES.save_only_these_names(SAVED)
+    ),
+    "full": _POLICIES.nothing_saveable,
+}
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: tuple[str, ...]) -> nnx.Param:
@@ -150,7 +162,12 @@ class Transformer(nnx.Module):
             self.lora = stack(lambda rngs: LowRankLayer(config, lora, rngs))
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, context: Sequence[KVCache] = (), *, remat: bool = False
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        context: Sequence[KVCache] = (),
+        *,
+        remat: Remat = "none",
     ) -> tuple[jax.Array, KVCache]:
         """See `Model.apply`."""
         x = self.embedding[...][tokens].astype(self.config.dtype)
@@ -167,10 +184,9 @@ class Transformer(nnx.Module):
             x, own = nnx.merge(block, params)(x, positions, rotation, caches, adapters)
             return x, (own.k, own.v)
 
-        if remat:
-            layer = jax.checkpoint(layer, prevent_cse=False)
-        # Four layers a turn: a quarter off the step's time on CPU, and compilation stays independent of depth.
+        if remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[remat])
         inputs = (stacked, [(c.k, c.v) for c in context], adapters)
-        x, (k, v) = jax.lax.scan(layer, x, inputs, unroll=min(4, self.config.num_layers))
+        x, (k, v) = jax.lax.scan(layer, x, inputs)
         x = rms_norm(x, self.final_norm[...], self.config.norm_eps)
         return x, KVCache(k=k, v=v, positions=positions)

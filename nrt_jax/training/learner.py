@@ -15,7 +15,7 @@ import optax
 
 from nrt_jax.data.batch import Batch, Prompts
 from nrt_jax.data.encode import Encoded, Encoder, pad
-from nrt_jax.models import Frozen, Model, Params, token_log_probs
+from nrt_jax.models import Frozen, Model, Params, Remat, token_log_probs
 from nrt_jax.models.lora import combine
 from nrt_jax.objectives import LossMasks, NRTLossConfig, denominators, nrt_loss
 from nrt_jax.rollout import Rollout, prefill
@@ -134,7 +134,7 @@ def from_demonstrations(
 
 
 def completion_log_probs(
-    model: Model, params: Params, batch: LearnerBatch, *, temperature: float = 1.0, remat: bool = False
+    model: Model, params: Params, batch: LearnerBatch, *, temperature: float = 1.0, remat: Remat = "none"
 ) -> tuple[jax.Array, jax.Array]:
     """log pi of every completion token: the prompt runs once a group, and gradients flow through it.
 
@@ -168,7 +168,7 @@ def update(
     optimizer: optax.GradientTransformation,
     config: NRTLossConfig,
     micro_batches: int = 1,
-    remat: bool = False,
+    remat: Remat = "none",
     frozen: Frozen | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update; `step` is left to the caller, since a rollout may feed several updates.

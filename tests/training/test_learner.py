@@ -153,7 +153,7 @@ def test_update_does_not_depend_on_micro_batches_or_rematerialisation_or_order()
     _, params, _, learner, _ = learner_batch(batch)
     plain, metrics = updated(params, learner)
     assert float(metrics["gradient_norm"]) > 0
-    for options in ({"micro_batches": 4}, {"micro_batches": 2, "remat": True}):
+    for options in ({"micro_batches": 4}, {"remat": "dots"}, {"micro_batches": 2, "remat": "full"}):
         other, other_metrics = updated(params, learner, **options)
         chex.assert_trees_all_close(plain, other, atol=1e-5)
         np.testing.assert_allclose(metrics["loss"], other_metrics["loss"], rtol=1e-5)
