@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax.models.attention import KVCache
+from nrt_jax.models.backends import Backend
 from nrt_jax.models.config import ModelConfig
 from nrt_jax.models.lora import LoRAConfig
 from nrt_jax.models.transformer import Remat, Transformer
@@ -24,10 +25,12 @@ class Model:
     Attributes:
         config: The hyperparameters. Two models with equal configs are equal.
         lora: Low-rank adapters beside its matrices; its params then have an entry `lora`.
+        attention: Who computes attention over many tokens; see `backends.attend`. `auto` goes by the device.
     """
 
     config: ModelConfig
     lora: LoRAConfig | None = None
+    attention: Backend = "auto"
 
     @functools.cached_property
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
@@ -73,7 +76,7 @@ class Model:
             hidden [P, K, T, D] after the final norm, in the compute dtype, and the cache of these tokens.
         """
         module = nnx.merge(self._abstract[0], params)
-        return module(tokens, positions, context, remat=remat)
+        return module(tokens, positions, context, remat=remat, backend=self.attention)
 
     def head(self, params: Params) -> jax.Array:
         """The output matrix [V, D] as it is in params: logits = hidden @ head.T, to be cast to the dtype of hidden."""

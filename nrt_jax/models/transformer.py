@@ -12,8 +12,9 @@ import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 
-from nrt_jax.models import attention, rope
+from nrt_jax.models import backends, rope
 from nrt_jax.models.attention import SAVED, KVCache
+from nrt_jax.models.backends import Backend
 from nrt_jax.models.config import ModelConfig
 from nrt_jax.models.lora import LoRAConfig
 
@@ -116,6 +117,7 @@ class Block(nnx.Module):
         rotation: tuple[jax.Array, jax.Array],
         context: Sequence[KVCache],
         adapters: Mapping[str, Mapping[str, jax.Array]],
+        backend: Backend = "auto",
     ) -> tuple[jax.Array, KVCache]:
         """x [P, K, T, D] -> (x, this layer's keys and values of these tokens)."""
         c = self.config
@@ -131,7 +133,7 @@ class Block(nnx.Module):
         k = rope.rotate(project("k", h), *rotation)
         v = project("v", h)
         own = KVCache(k=_by_head(k), v=_by_head(v), positions=positions)
-        mixed = attention.attend(q, positions, (*context, own), c.sliding_window)
+        mixed = backends.attend(q, positions, (*context, own), c.sliding_window, backend)
         x = x + project("o", mixed, num_inputs=2)
         h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
         x = x + project("down", jax.nn.silu(project("gate", h)) * project("up", h))
@@ -168,6 +170,7 @@ class Transformer(nnx.Module):
         context: Sequence[KVCache] = (),
         *,
         remat: Remat = "none",
+        backend: Backend = "auto",
     ) -> tuple[jax.Array, KVCache]:
         """See `Model.apply`."""
         x = self.embedding[...][tokens].astype(self.config.dtype)
@@ -181,7 +184,7 @@ class Transformer(nnx.Module):
         def layer(x, layer_inputs):
             params, kv, adapters = layer_inputs
             caches = [KVCache(k=k, v=v, positions=c.positions) for (k, v), c in zip(kv, context, strict=True)]
-            x, own = nnx.merge(block, params)(x, positions, rotation, caches, adapters)
+            x, own = nnx.merge(block, params)(x, positions, rotation, caches, adapters, backend)
             return x, (own.k, own.v)
 
         if remat != "none":

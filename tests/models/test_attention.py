@@ -1,4 +1,4 @@
-"""Attention over segments: against float64 numpy, in blocks and whole."""
+"""Attention over segments: against float64 numpy, in blocks and whole, and by the accelerators' kernels."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nrt_jax.models import KVCache, attention
+from nrt_jax.models import KVCache, attention, backends
 
 P, G, R, D = 4, 2, 2, 8
 
@@ -130,3 +130,60 @@ def test_scores_exist_for_one_block_at_a_time():
             return gradient.lower(q, segments).compile().memory_analysis().temp_size_in_bytes
 
     assert room(1) < room(2**30) / 4
+
+
+@pytest.mark.parametrize("lengths", [(130,), (5, 130), (9, 120, 128)])
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+@pytest.mark.parametrize("backend", ["splash", "cudnn"])
+def test_kernels_agree_with_plain_attention(backend, lengths, holes):
+    """Splash by Pallas' interpreter; cuDNN's call with XLA in its place: layout, padding and mask are the same."""
+    q, positions, segments, weight = problem(1, group_size=2, lengths=lengths, holes=holes, num_prompts=1)
+    if backend == "splash":
+        kernel = functools.partial(backends.splash, interpret=True)
+    else:
+        kernel = functools.partial(backends.cudnn, window=None, implementation="xla")
+    reference = functools.partial(plain, window=None)
+    tokens = np.asarray(positions) >= 0
+    ours, theirs = (np.asarray(f(q, positions, segments))[tokens] for f in (kernel, reference))
+    np.testing.assert_allclose(ours, theirs, atol=3e-6)
+    ours, theirs = (gradients(f, q, positions, segments, weight) for f in (kernel, reference))
+    assert_equal_gradients(ours, theirs, 3e-6)
+
+
+def test_rows_of_nothing_but_padding_leave_splash_gradients_finite():
+    q, positions, segments, _ = problem(1, group_size=2, lengths=(5, 130), holes=1.0, num_prompts=1)
+    weight = jnp.zeros_like(q)
+    kernel = functools.partial(backends.splash, interpret=True)
+    for leaf in jax.tree.leaves(gradients(kernel, q, positions, segments, weight)):
+        assert leaf.dtype == jax.dtypes.float0 or not np.asarray(leaf).any()
+
+
+@pytest.mark.parametrize(
+    ("backend", "length", "dtype", "window", "name"),
+    [
+        ("splash", 128, "float32", None, "pallas_call"),
+        ("splash", 127, "float32", None, None),  # scoring: short against its caches
+        ("splash", 128, "float32", 137, None),  # one slot short of seeing everything
+        ("splash", 128, "float32", 138, "pallas_call"),
+        ("xla", 128, "float32", None, None),
+        ("auto", 128, "float32", None, None),  # the tests run on CPU
+        ("cudnn", 128, "float32", None, None),  # cuDNN has no float32
+        ("cudnn", 127, "bfloat16", None, None),
+    ],
+)
+def test_a_kernel_is_used_where_it_can_express_the_call(backend, length, dtype, window, name):
+    q, positions, segments, _ = problem(
+        0, group_size=1, lengths=(10, length), holes=0, num_prompts=1, dtype=jnp.dtype(dtype)
+    )
+    program = str(jax.make_jaxpr(lambda q: backends.attend(q, positions, segments, window, backend))(q))
+    assert ("pallas_call" in program) == (name == "pallas_call")
+    assert "cudnn" not in program
+
+
+def test_cudnn_windows_go_by_position():
+    q, positions, segments, _ = problem(2, group_size=2, lengths=(9, 130), holes=0.3, num_prompts=1)
+    ours = backends.cudnn(q, positions, segments, 7, implementation="xla")
+    tokens = np.asarray(positions) >= 0
+    np.testing.assert_allclose(
+        np.asarray(ours)[tokens], np.asarray(plain(q, positions, segments, 7))[tokens], atol=3e-6
+    )
