@@ -1,6 +1,11 @@
 """Attention over segments: against float64 numpy, in blocks and whole, and by the accelerators' kernels."""
 
 import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -187,3 +192,19 @@ def test_cudnn_windows_go_by_position():
     np.testing.assert_allclose(
         np.asarray(ours)[tokens], np.asarray(plain(q, positions, segments, 7))[tokens], atol=3e-6
     )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, as in `pip install .[tpu]`")
+def test_training_forward_and_gradient_compile_for_a_tpu_with_splash_attention():
+    """Ahead of time, without a TPU: forward, dq and dkv, each for the prompts and for the completions."""
+    quiet = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.models.tpu_program"],
+        env=os.environ | quiet,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-2:] == ["kernels", "6"]
