@@ -18,6 +18,7 @@ import tyro
 
 from launch.bench import Bench
 from launch.bench_config import BenchConfig, ShapeConfig, SizeConfig
+from nrt_jax.models import Remat
 from nrt_jax.training.metrics import CompilationCounter
 from nrt_jax.training.state import create_state
 
@@ -31,12 +32,12 @@ class Config:
 
     Attributes:
         layers: Depths.
-        remat: Recompute each layer in the backward pass.
+        remat: What a layer keeps for the backward pass.
         repeats: Rounds.
     """
 
     layers: tuple[int, ...] = (4, 32)
-    remat: bool = False
+    remat: Remat = "dots"
     repeats: int = 5
 
 
@@ -54,7 +55,7 @@ def _seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - started, result
 
 
-def measure(num_layers: int, remat: bool) -> dict[str, tuple[float, int]]:
+def measure(num_layers: int, remat: Remat) -> dict[str, tuple[float, int]]:
     """Compiles all works of one depth anew."""
     bench = Bench(BenchConfig(work="step", model=ShapeConfig(num_layers=num_layers), size=SMALL, remat=remat))
     jax.clear_caches()

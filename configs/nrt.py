@@ -21,7 +21,7 @@ def get_config() -> TrainConfig:
         updates_per_step=4,
         micro_batches=8,
         dtype="bfloat16",
-        remat=True,
+        remat="full",
         text=TextConfig(max_prompt_length=4096, max_answer_length=4096),
         rollout=RolloutConfig(prompts=256, group_size=8, max_trace_length=2048, temperature=1.0),
         advantage=AdvantageConfig(clip="none"),

@@ -7,6 +7,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from nrt_jax.errors import UserError
+from nrt_jax.models import Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class BenchConfig:
         size: The batch's shape.
         mean_length: Mean length of a trace as a share of Z, the lengths being geometric; 1 for Z tokens in every row.
         dtype: Compute dtype.
-        remat: Recompute each layer in the backward pass.
+        remat: What a layer keeps for the backward pass.
         micro_batches: Parts of the batch whose gradients are accumulated.
         chunk_size: Steps between two looks at which rows are done, and least slots of a row's cache.
         max_rows: Rows that a device decodes at once; 0 for all.
@@ -78,7 +79,7 @@ class BenchConfig:
     size: SizeConfig = SizeConfig()
     mean_length: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
+    remat: Remat = "dots"
     micro_batches: int = 1
     chunk_size: int = 32
     max_rows: int = 0

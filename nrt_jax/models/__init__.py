@@ -5,7 +5,7 @@ from nrt_jax.models.config import ModelConfig, RopeConfig
 from nrt_jax.models.log_probs import token_log_probs
 from nrt_jax.models.lora import Frozen, LoRAConfig
 from nrt_jax.models.model import Model, Params
-from nrt_jax.models.transformer import Transformer
+from nrt_jax.models.transformer import Remat, Transformer
 
 __all__ = [
     "Frozen",
@@ -14,6 +14,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Params",
+    "Remat",
     "RopeConfig",
     "Transformer",
     "empty_cache",

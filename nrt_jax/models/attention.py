@@ -20,8 +20,11 @@ from collections.abc import Callable, Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 MASKED = -1e30  # Finite, so that a padding query (which sees nothing) yields numbers instead of NaN.
+BLOCK_SCORES = 2**21  # Scores that exist at once, as far as one prompt has fewer.
+SAVED = "attention"  # What a remat policy may keep, by name.
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -81,6 +84,16 @@ def quantize(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | Non
     return jnp.round(x / jnp.maximum(scale, 1e-30)[..., None]).astype(jnp.int8), scale
 
 
+def dequantize(cache: KVCache, dtype: jnp.dtype) -> KVCache:
+    """A cache in the dtype that is computed in."""
+    if cache.k_scale is None:
+        return cache.replace(k=cache.k.astype(dtype), v=cache.v.astype(dtype))
+    k, v = (
+        x.astype(dtype) * s[..., None].astype(dtype) for x, s in ((cache.k, cache.k_scale), (cache.v, cache.v_scale))
+    )
+    return cache.replace(k=k, v=v, k_scale=None, v_scale=None)
+
+
 def quantize_cache(cache: KVCache, dtype: str) -> KVCache:
     """A cache of the model's compute dtype in another dtype."""
     (k, k_scale), (v, v_scale) = quantize(cache.k, jnp.dtype(dtype)), quantize(cache.v, jnp.dtype(dtype))
@@ -91,7 +104,8 @@ def attend(q: jax.Array, positions: jax.Array, segments: Sequence[KVCache], wind
     """Grouped-query softmax attention of every query over all slots of all segments that it may see.
 
     The softmax is taken over the segments together: each contributes exp(score - max) V and its sum, and one division
-    at the end normalises. No array over the slots of all segments is built.
+    at the end normalises. Scores exist for a few prompts at a time, in the forward pass and again in the backward
+    pass, which keeps the output and one number a query (Dao et al. 2022, arXiv 2205.14135, by prompts, not by tiles).
 
     Args:
         q: [P, K, T, H, d] queries, rotated.
@@ -102,42 +116,112 @@ def attend(q: jax.Array, positions: jax.Array, segments: Sequence[KVCache], wind
     Returns:
         [P, K, T, H, d] in q's dtype. Rows of padding queries hold arbitrary finite numbers.
     """
-    num_prompts, group_size, length, num_heads, head_dim = q.shape
-    num_kv_heads = segments[0].k.shape[1]
-    q = (q * head_dim**-0.5).reshape(num_prompts, group_size, length, num_kv_heads, -1, head_dim)
-    q = jnp.transpose(q, (0, 3, 1, 4, 2, 5))  # [P, G, K, R, T, d], R = H / G query heads for each key head
-    scores = [_scores(q, positions, segment, window) for segment in segments]
+    return _attend(window, q, positions, tuple(dequantize(segment, q.dtype) for segment in segments))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(window, q, positions, segments):
+    return _attend_forward(window, q, positions, segments)[0]
+
+
+def _attend_forward(window, q, positions, segments):
+    output, log_total = _map_blocks(functools.partial(_block_forward, window), (q, positions, segments))
+    output, log_total = checkpoint_name(output, SAVED), checkpoint_name(log_total, SAVED)
+    return output, (q, positions, segments, output, log_total)
+
+
+def _attend_backward(window, saved, gradient):
+    # The barrier: or else XLA finds that the forward pass computed the same scores, and keeps them for this.
+    saved, gradient = jax.lax.optimization_barrier((saved, gradient))
+    d_q, d_segments = _map_blocks(functools.partial(_block_backward, window), (*saved, gradient))
+    return d_q, None, tuple(KVCache(k=d_k, v=d_v, positions=None) for d_k, d_v in d_segments)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _map_blocks(function, arrays):
+    """`function` of the arrays, all with a leading P, for a few prompts at a time.
+
+    A block takes every n-th prompt, so that an axis P that is laid over devices stays on them.
+    """
+    q, _, segments, *_ = arrays
+    num_prompts, group_size, length, num_heads, _ = q.shape
+    num_scores = group_size * length * num_heads * sum(segment.num_slots for segment in segments)
+    most = max(BLOCK_SCORES // num_scores, 1)
+    block = max(b for b in range(1, num_prompts + 1) if num_prompts % b == 0 and b <= most)
+    if block == num_prompts:
+        return function(arrays)
+    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(block, -1, *x.shape[1:]), 0, 1), arrays)
+    results = jax.lax.map(function, split)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(num_prompts, *x.shape[2:]), results)
+
+
+def _block_forward(window, arrays):
+    """The output, and log sum exp(score) of every query [P, G, K, R, T, 1]."""
+    q, positions, segments = arrays
+    queries = _by_kv_head(q, segments) * q.shape[-1] ** -0.5
+    scores = [_scores(queries, positions, segment, window) for segment in segments]
     top = functools.reduce(jnp.maximum, [jnp.max(s, -1, keepdims=True) for s in scores])
-    weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
+    weights = [jnp.exp(s - top) for s in scores]
     total = sum(jnp.sum(w, -1, keepdims=True) for w in weights)
-    mixed = sum(_mix(w, segment, q.dtype) for w, segment in zip(weights, segments, strict=True)) / total
-    return jnp.transpose(mixed.astype(q.dtype), (0, 2, 4, 1, 3, 5)).reshape(
-        num_prompts, group_size, length, num_heads, head_dim
-    )
+    mixed = sum(_mix(w, segment.v) for w, segment in zip(weights, segments, strict=True)) / total
+    return _by_token(mixed.astype(q.dtype)), top + jnp.log(total)
+
+
+def _block_backward(window, arrays):
+    """Gradients of q, and of each segment's keys and values."""
+    q, positions, segments, output, log_total, gradient = arrays
+    scale = q.shape[-1] ** -0.5
+    queries, d_mixed = _by_kv_head(q, segments) * scale, _by_kv_head(gradient, segments)
+    # sum_s w_s dw_s, which the derivative of a softmax takes off every dw_s.
+    mean = jnp.sum(_by_kv_head(output, segments) * d_mixed, -1, keepdims=True, dtype=jnp.float32)
+    d_queries, d_segments = 0, []
+    for segment in segments:
+        weights = jnp.exp(_scores(queries, positions, segment, window) - log_total)
+        d_scores = weights * (_products(d_mixed, segment.v) - mean)
+        d_queries += _mix(d_scores, segment.k)
+        d_segments.append((_mix_rows(d_scores, queries, segment.k), _mix_rows(weights, d_mixed, segment.v)))
+    return _by_token((scale * d_queries).astype(q.dtype)), d_segments
+
+
+def _by_kv_head(x: jax.Array, segments: Sequence[KVCache]) -> jax.Array:
+    """[P, K, T, H, d] -> [P, G, K, R, T, d], R = H / G query heads for each key head."""
+    num_kv_heads = segments[0].k.shape[1]
+    return jnp.transpose(x.reshape(*x.shape[:3], num_kv_heads, -1, x.shape[-1]), (0, 3, 1, 4, 2, 5))
+
+
+def _by_token(x: jax.Array) -> jax.Array:
+    """[P, G, K, R, T, d] -> [P, K, T, H, d]."""
+    x = jnp.transpose(x, (0, 2, 4, 1, 3, 5))
+    return x.reshape(*x.shape[:3], -1, x.shape[-1])
 
 
 def _scores(q: jax.Array, positions: jax.Array, segment: KVCache, window: int | None) -> jax.Array:
     """Masked scores [P, G, K, R, T, S] float32 of the queries [P, G, K, R, T, d]."""
-    k = segment.k.astype(q.dtype)
-    scores = jnp.einsum("pgbqd,pgbsd->pgbqs", _rows(q, k), k, preferred_element_type=jnp.float32)
-    if segment.k_scale is not None:
-        scores *= segment.k_scale[..., None, :]
     distance = positions[..., :, None] - segment.positions[..., None, :]
     visible = (segment.positions[..., None, :] >= 0) & (distance >= 0)
     if window is not None:
         visible &= distance < window
-    bias = jnp.where(visible, 0.0, MASKED)[:, None, :, None]
-    return scores.reshape(*q.shape[:-1], k.shape[-2]) + bias
+    return _products(q, segment.k) + jnp.where(visible, 0.0, MASKED)[:, None, :, None]
 
 
-def _mix(weights: jax.Array, segment: KVCache, dtype: jnp.dtype) -> jax.Array:
-    """Values weighted, in `dtype`, by [P, G, K, R, T, S] -> [P, G, K, R, T, d] float32."""
-    v = segment.v.astype(dtype)
-    weights_of_rows = _rows(weights, v)
-    if segment.v_scale is not None:
-        weights_of_rows *= segment.v_scale[..., None, :]
-    mixed = jnp.einsum("pgbqs,pgbsd->pgbqd", weights_of_rows.astype(dtype), v, preferred_element_type=jnp.float32)
-    return mixed.reshape(*weights.shape[:-1], v.shape[-1])
+def _products(x: jax.Array, cache: jax.Array) -> jax.Array:
+    """Products of the rows [P, G, K, R, T, d] with each slot -> [P, G, K, R, T, S] float32."""
+    products = jnp.einsum("pgbqd,pgbsd->pgbqs", _rows(x, cache), cache, preferred_element_type=jnp.float32)
+    return products.reshape(*x.shape[:-1], cache.shape[-2])
+
+
+def _mix(weights: jax.Array, cache: jax.Array) -> jax.Array:
+    """Slots weighted by [P, G, K, R, T, S] -> [P, G, K, R, T, d] float32."""
+    weights_of_rows = _rows(weights, cache).astype(cache.dtype)
+    mixed = jnp.einsum("pgbqs,pgbsd->pgbqd", weights_of_rows, cache, preferred_element_type=jnp.float32)
+    return mixed.reshape(*weights.shape[:-1], cache.shape[-1])
+
+
+def _mix_rows(weights: jax.Array, x: jax.Array, cache: jax.Array) -> jax.Array:
+    """The rows x [P, G, K, R, T, d] weighted by [P, G, K, R, T, S], summed for each slot, as the cache."""
+    return jnp.einsum("pgbqs,pgbqd->pgbsd", _rows(weights, cache).astype(x.dtype), _rows(x, cache)).astype(cache.dtype)
 
 
 def _rows(x: jax.Array, cache: jax.Array) -> jax.Array:

@@ -1,6 +1,4 @@
-"""Log-probabilities of given tokens without a [tokens, vocabulary] array: a chunked, rematerialised log-softmax."""
-
-import functools
+"""Log-probabilities of given tokens without a [tokens, vocabulary] array: a chunked log-softmax and its gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ def token_log_probs(
     targets: jax.Array,
     *,
     temperature: float | jax.Array = 1.0,
-    chunk_size: int = 1024,
+    chunk_size: int = 512,
 ) -> tuple[jax.Array, jax.Array]:
     """log p(target) and the entropy of p at every position.
 
@@ -22,34 +20,65 @@ def token_log_probs(
         hidden: [..., D] final hidden states, each predicting the target at the same index.
         head: [V, D] output matrix.
         targets: [...] int token ids.
-        temperature: Divides the logits.
+        temperature: Divides the logits; a constant to the gradient.
         chunk_size: Positions whose logits are in memory at once.
 
     Returns:
         log_probs [...] float32 in nats, entropy [...] float32 in nats (no gradient flows through the entropy).
     """
-    shape, num_tokens = targets.shape, targets.size
-    hidden, targets = hidden.reshape(num_tokens, -1), targets.reshape(num_tokens)
-    if num_tokens <= chunk_size:
-        log_probs, entropy = _chunk_log_probs(head, temperature, (hidden, targets))
-        return log_probs.reshape(shape), entropy.reshape(shape)
-    padding = -num_tokens % chunk_size
-    chunks = (
-        jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk_size, hidden.shape[-1]),
-        jnp.pad(targets, (0, padding)).reshape(-1, chunk_size),
-    )
-    log_probs, entropy = jax.lax.map(functools.partial(_chunk_log_probs, head, temperature), chunks)
-    return log_probs.reshape(-1)[:num_tokens].reshape(shape), entropy.reshape(-1)[:num_tokens].reshape(shape)
+    num_tokens = targets.size
+    chunk_size = min(chunk_size, num_tokens)
+    num_padding = -num_tokens % chunk_size
+
+    def chunks(x, width):
+        x = jnp.pad(x.reshape(num_tokens, *width), ((0, num_padding), *((0, 0) for _ in width)))
+        return x.reshape(-1, chunk_size, *width)
+
+    results = _log_probs(chunks(hidden, hidden.shape[-1:]), head, chunks(targets, ()), jnp.float32(temperature))
+    log_probs, entropy = (x.reshape(-1)[:num_tokens].reshape(targets.shape) for x in results)
+    return log_probs, jax.lax.stop_gradient(entropy)
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _chunk_log_probs(head, temperature, chunk):
-    hidden, targets = chunk
-    # Cast here, so that the head's gradient adds up over chunks in float32.
-    logits = jnp.einsum("td,vd->tv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    logits = logits / temperature
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    log_probs = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - log_z
-    every = jax.lax.stop_gradient(logits - log_z[:, None])
-    entropy = -jnp.sum(jnp.exp(every) * every, axis=-1)
-    return log_probs, entropy
+@jax.custom_vjp
+def _log_probs(hidden, head, targets, temperature):
+    """As `token_log_probs`, of chunks: hidden [n, chunk, D], targets [n, chunk]."""
+    return _forward(hidden, head, targets, temperature)[0]
+
+
+def _forward(hidden, head, targets, temperature):
+    def chunk(inputs):
+        hidden, targets = inputs
+        logits = _logits(hidden, head, temperature)
+        top = jnp.max(logits, axis=-1, keepdims=True)
+        weights = jnp.exp(logits - top)
+        total = jnp.sum(weights, axis=-1)
+        log_z = top[:, 0] + jnp.log(total)
+        mean = jnp.sum(weights * logits, axis=-1) / total
+        return jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - log_z, log_z - mean, log_z
+
+    log_probs, entropy, log_z = jax.lax.map(chunk, (hidden, targets))
+    return (log_probs, entropy), (hidden, head, targets, temperature, log_z)
+
+
+def _backward(saved, gradients):
+    hidden, head, targets, temperature, log_z = saved
+
+    def chunk(d_head, inputs):
+        hidden, targets, log_z, gradient = inputs
+        probs = jnp.exp(_logits(hidden, head, temperature) - log_z[:, None])
+        is_target = jnp.arange(head.shape[0]) == targets[:, None]
+        d_logits = ((is_target - probs) * (gradient / temperature)[:, None]).astype(hidden.dtype)
+        # Added up over the chunks in float32, also where the matrix is bfloat16.
+        d_head += jnp.einsum("tv,td->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+        return d_head, d_logits @ head.astype(hidden.dtype)
+
+    zero = jnp.zeros(head.shape, jnp.float32)
+    d_head, d_hidden = jax.lax.scan(chunk, zero, (hidden, targets, log_z, gradients[0]))
+    return d_hidden, d_head.astype(head.dtype), None, None
+
+
+_log_probs.defvjp(_forward, _backward)
+
+
+def _logits(hidden, head, temperature):
+    return jnp.einsum("td,vd->tv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32) / temperature

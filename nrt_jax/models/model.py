@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax.models.attention import KVCache
+from nrt_jax.models.backends import Backend
 from nrt_jax.models.config import ModelConfig
 from nrt_jax.models.lora import LoRAConfig
-from nrt_jax.models.transformer import Transformer
+from nrt_jax.models.transformer import Remat, Transformer
 
 Params = dict[str, Any]
 
@@ -24,10 +25,12 @@ class Model:
     Attributes:
         config: The hyperparameters. Two models with equal configs are equal.
         lora: Low-rank adapters beside its matrices; its params then have an entry `lora`.
+        attention: Who computes attention over many tokens; see `backends.attend`. `auto` goes by the device.
     """
 
     config: ModelConfig
     lora: LoRAConfig | None = None
+    attention: Backend = "auto"
 
     @functools.cached_property
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
@@ -56,7 +59,7 @@ class Model:
         positions: jax.Array,
         context: Sequence[KVCache] = (),
         *,
-        remat: bool = False,
+        remat: Remat = "none",
     ) -> tuple[jax.Array, KVCache]:
         """Runs the decoder on tokens that see `context` and, causally, each other.
 
@@ -65,12 +68,15 @@ class Model:
             tokens: [P, K, T] int token ids.
             positions: [P, K, T] int32 positions in the sequence, -1 for padding.
             context: Caches of earlier tokens, each with K = 1 (shared by the group) or K.
-            remat: Recompute each layer in the backward pass instead of keeping its activations.
+            remat: What a layer keeps for the backward pass, beside its input of D numbers a token. `none`: every
+                activation. `dots`: the outputs of its matrix products and of attention, D + 2 (H + G) d + 2 F numbers;
+                norms, rotations and SwiGLU are computed again. `full`: nothing, for a second forward pass.
 
         Returns:
             hidden [P, K, T, D] after the final norm, in the compute dtype, and the cache of these tokens.
         """
-        return nnx.merge(self._abstract[0], params)(tokens, positions, context, remat=remat)
+        module = nnx.merge(self._abstract[0], params)
+        return module(tokens, positions, context, remat=remat, backend=self.attention)
 
     def head(self, params: Params) -> jax.Array:
         """The output matrix [V, D] as it is in params: logits = hidden @ head.T, to be cast to the dtype of hidden."""

@@ -6,19 +6,32 @@ Touvron et al. 2023 (arXiv 2302.13971) for the block, Jiang et al. 2023 (arXiv 2
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 
-from nrt_jax.models import attention, rope
-from nrt_jax.models.attention import KVCache
+from nrt_jax.models import backends, rope
+from nrt_jax.models.attention import SAVED, KVCache
+from nrt_jax.models.backends import Backend
 from nrt_jax.models.config import ModelConfig
 from nrt_jax.models.lora import LoRAConfig
 
 # Logical axis names travel with each parameter; parallel/ maps them to mesh axes. Parameters are placed by jit's
 # out_shardings, so NNX must not try to place them when they are created.
 _Param = functools.partial(nnx.Param, eager_sharding=False)
+
+#: What each layer keeps for the backward pass, beside its input, which computes the rest again.
+Remat = Literal["none", "dots", "full"]
+_POLICIES = jax.checkpoint_policies
+REMAT = {
+    # The outputs of the matrix products and of attention: norms, rotations and SwiGLU are cheap.
+    "dots": _POLICIES.save_from_both_policies(
+        _POLICIES.dots_with_no_batch_dims_saveable, _POLICIES.save_only_these_names(SAVED)
+    ),
+    "full": _POLICIES.nothing_saveable,
+}
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: tuple[str, ...]) -> nnx.Param:
@@ -104,6 +117,7 @@ class Block(nnx.Module):
         rotation: tuple[jax.Array, jax.Array],
         context: Sequence[KVCache],
         adapters: Mapping[str, Mapping[str, jax.Array]],
+        backend: Backend = "auto",
     ) -> tuple[jax.Array, KVCache]:
         """x [P, K, T, D] -> (x, this layer's keys and values of these tokens)."""
         c = self.config
@@ -119,7 +133,7 @@ class Block(nnx.Module):
         k = rope.rotate(project("k", h), *rotation)
         v = project("v", h)
         own = KVCache(k=_by_head(k), v=_by_head(v), positions=positions)
-        mixed = attention.attend(q, positions, (*context, own), c.sliding_window)
+        mixed = backends.attend(q, positions, (*context, own), c.sliding_window, backend)
         x = x + project("o", mixed, num_inputs=2)
         h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
         x = x + project("down", jax.nn.silu(project("gate", h)) * project("up", h))
@@ -150,7 +164,13 @@ class Transformer(nnx.Module):
             self.lora = stack(lambda rngs: LowRankLayer(config, lora, rngs))
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, context: Sequence[KVCache] = (), *, remat: bool = False
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        context: Sequence[KVCache] = (),
+        *,
+        remat: Remat = "none",
+        backend: Backend = "auto",
     ) -> tuple[jax.Array, KVCache]:
         """See `Model.apply`."""
         x = self.embedding[...][tokens].astype(self.config.dtype)
@@ -164,14 +184,12 @@ class Transformer(nnx.Module):
         def layer(x, layer_inputs):
             params, kv, adapters = layer_inputs
             caches = [cache.replace(positions=c.positions) for cache, c in zip(kv, context, strict=True)]
-            x, own = nnx.merge(block, params)(x, positions, rotation, caches, adapters)
+            x, own = nnx.merge(block, params)(x, positions, rotation, caches, adapters, backend)
             return x, (own.k, own.v)
 
-        if remat:
-            layer = jax.checkpoint(layer, prevent_cse=False)
-        # Few layers in one turn: a quarter off the step's time on CPU. Many one by one: 16 layers step no slower than
-        # four a turn (2.6 s to 3.0), and the update compiles as fast at 32 layers as at 4; four a turn took twice that.
-        inputs, depth = (stacked, [c.replace(positions=None) for c in context], adapters), self.config.num_layers
-        x, (k, v) = jax.lax.scan(layer, x, inputs, unroll=depth if depth <= 4 else 1)
+        if remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[remat])
+        inputs = (stacked, [c.replace(positions=None) for c in context], adapters)
+        x, (k, v) = jax.lax.scan(layer, x, inputs)
         x = rms_norm(x, self.final_norm[...], self.config.norm_eps)
         return x, KVCache(k=k, v=v, positions=positions)

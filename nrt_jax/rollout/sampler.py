@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax.data.batch import Prompts
-from nrt_jax.models import KVCache, Model, Params, empty_cache
+from nrt_jax.models import KVCache, Model, Params, Remat, empty_cache
 from nrt_jax.models.attention import quantize_cache
 from nrt_jax.rollout import decoder
 from nrt_jax.rollout.decoder import PromptCache, Segment, Weights
@@ -407,7 +407,7 @@ def store(
     return groups.replace(rollout=rollout.replace(trace_cache=cache))
 
 
-def prefill(model: Model, params: Params, prompts: Prompts, *, remat: bool = False) -> tuple[jax.Array, KVCache]:
+def prefill(model: Model, params: Params, prompts: Prompts, *, remat: Remat = "none") -> tuple[jax.Array, KVCache]:
     """Runs each prompt once: hidden [P, X, D] and its cache with K = 1."""
     positions = jnp.where(prompts.mask, jnp.arange(prompts.tokens.shape[1]), -1)
     hidden, cache = model.apply(params, prompts.tokens[:, None], positions[:, None], remat=remat)

@@ -13,7 +13,7 @@ import numpy as np
 
 from nrt_jax.data.batch import Batch, Prompts
 from nrt_jax.data.encode import Encoded, Encoder, pad
-from nrt_jax.models import Model, Params, token_log_probs
+from nrt_jax.models import Model, Params, Remat, token_log_probs
 from nrt_jax.objectives import LossMasks
 from nrt_jax.rollout import Rollout, prefill
 
@@ -130,7 +130,7 @@ def from_demonstrations(
 
 
 def completion_log_probs(
-    model: Model, params: Params, batch: LearnerBatch, *, temperature: float = 1.0, remat: bool = False
+    model: Model, params: Params, batch: LearnerBatch, *, temperature: float = 1.0, remat: Remat = "none"
 ) -> tuple[jax.Array, jax.Array]:
     """log pi of every completion token: the prompt runs once a group, and gradients flow through it.
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nrt_jax.models import Frozen, Model, Params
+from nrt_jax.models import Frozen, Model, Params, Remat
 from nrt_jax.models.lora import combine
 from nrt_jax.objectives import NRTLossConfig, denominators, nrt_loss
 from nrt_jax.training.learner import LearnerBatch, completion_log_probs
@@ -123,7 +123,7 @@ def update(
     optimizer: optax.GradientTransformation,
     config: NRTLossConfig,
     micro_batches: int = 1,
-    remat: bool = False,
+    remat: Remat = "none",
     frozen: Frozen | None = None,
     lengths: Lengths | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array | float]]:
@@ -139,7 +139,7 @@ def update(
         optimizer: Makes updates of gradients.
         config: The loss. Its terms are divided by their counts over the whole mini-batch.
         micro_batches: Parts of the batch whose gradients are added up; the number of prompts is a multiple of it.
-        remat: Recompute each layer in the backward pass.
+        remat: What a layer keeps for the backward pass.
         frozen: With adapters, the rest of the policy.
         lengths: Of the batch, where they are known; else they are fetched, which waits for the batch.
 
@@ -181,7 +181,7 @@ def add_gradient(
     model: Model,
     config: NRTLossConfig,
     length: int,
-    remat: bool,
+    remat: Remat,
 ) -> tuple[Params, dict[str, jax.Array]]:
     """Adds one part's gradient.
 
@@ -195,7 +195,7 @@ def add_gradient(
         model: The policy.
         config: The loss.
         length: T, to which this part's completions are cut; it must hold them.
-        remat: Recompute each layer in the backward pass.
+        remat: What a layer keeps for the backward pass.
 
     Returns:
         The sum, and this part's share of the loss, its terms and the means over trace tokens.

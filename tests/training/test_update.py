@@ -116,7 +116,7 @@ def test_update_ignores_the_order_of_prompts_and_traces_and_the_width_of_the_pad
 
 def test_update_does_not_depend_on_rematerialisation():
     batch = random_learner_batch(0, [T] * P)
-    assert_same(updated(batch, remat=True), updated(batch))
+    assert_same(updated(batch, remat="full"), updated(batch))
 
 
 def test_update_ignores_what_padding_holds():

@@ -47,7 +47,7 @@ def gradient_program(sizes: tuple[int, int, int, int], **options):
         model=model,
         config=NRTLossConfig(),
         length=sizes[-1],
-        remat=False,
+        remat="none",
     )
     return lowered.compile()
 
