@@ -23,7 +23,7 @@ from launch.bench_config import BenchConfig, validate
 from launch.timing import MatmulPeak, device_memory_bytes, measure, timed, work_memory_bytes
 from nrt_jax import parallel
 from nrt_jax.data import Batch, Prompts, Reference
-from nrt_jax.models import Model, ModelConfig, Params, token_log_probs
+from nrt_jax.models import Model, ModelConfig, Params, backends, token_log_probs
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import score_reference
 from nrt_jax.rollout import Rollout, SamplingConfig, cache_dtype, engine, sample
@@ -42,6 +42,7 @@ def main(config: BenchConfig) -> None:
     """Measures, prints, writes."""
     validate(config)
     parallel.use_devices(config.devices, field="devices")
+    backends.check(config.attention, field="attention")
     bench, peak = Bench(config), MatmulPeak(config.dtype)
     peak()
     works = bench.works()
@@ -103,7 +104,8 @@ class Bench:
         self.config, size, shape = config, config.size, config.model
         longest = size.prompt_length + size.trace_length + size.answer_length + 2
         self.model = Model(
-            ModelConfig(**dataclasses.asdict(shape), dtype=config.dtype, max_position_embeddings=longest)
+            ModelConfig(**dataclasses.asdict(shape), dtype=config.dtype, max_position_embeddings=longest),
+            attention=config.attention,
         )
         self.params = self.model.init(jax.random.key(0))
         rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from nrt_jax.errors import UserError
 from nrt_jax.models import Remat
+from nrt_jax.models.backends import Backend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class BenchConfig:
         size: The batch's shape.
         mean_length: Mean length of a trace as a share of Z, the lengths being geometric; 1 for Z tokens in every row.
         dtype: Compute dtype.
+        attention: What computes attention over many tokens; `auto` is flash attention where the device has it.
         remat: What a layer keeps for the backward pass.
         micro_batches: Parts of the batch whose gradients are accumulated.
         chunk_size: Steps between two looks at which rows are done, and least slots of a row's cache.
@@ -79,6 +81,7 @@ class BenchConfig:
     size: SizeConfig = SizeConfig()
     mean_length: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Backend = "auto"
     remat: Remat = "dots"
     micro_batches: int = 1
     chunk_size: int = 32

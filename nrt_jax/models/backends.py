@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
+from nrt_jax.errors import UserError
 from nrt_jax.models import attention
 from nrt_jax.models.attention import SAVED, KVCache
 
@@ -34,6 +35,15 @@ def resolve(backend: Backend) -> Backend:
     if jax.default_backend() == "gpu":
         return "cudnn" if _has_flash(jax.local_devices()[0]) else "xla"
     return "splash" if jax.default_backend() == "tpu" else "xla"
+
+
+def check(backend: Backend, *, field: str) -> None:
+    """Raises UserError if programs that this process runs cannot use the backend; `field` names it to the user."""
+    platform = {"cudnn": "gpu", "splash": "tpu"}.get(backend)
+    found = jax.default_backend()
+    if platform not in (None, found) or (backend == "cudnn" and not _has_flash(jax.local_devices()[0])):
+        device = "a TPU" if platform == "tpu" else "an NVIDIA GPU of compute capability 8.0 or above"
+        raise UserError(f"{field}: {backend!r} needs {device} and JAX runs on {found}; expected 'auto' or 'xla'")
 
 
 def _has_flash(device: jax.Device) -> bool:

@@ -10,6 +10,7 @@ from nrt_jax.data.rows import DataConfig
 from nrt_jax.errors import UserError, unknown_name
 from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.models import LoRAConfig, Remat
+from nrt_jax.models.backends import Backend
 from nrt_jax.models.lora import PROJECTIONS
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import AGGREGATIONS
@@ -97,6 +98,8 @@ class TrainConfig:
         micro_batches: Parts of a mini-batch whose gradients are accumulated, to save memory.
         seed: Of everything random.
         dtype: Compute dtype of the model; parameters stay float32.
+        attention: What computes attention over many tokens: `auto` is flash attention where the device has it (`cudnn`
+            on NVIDIA GPUs, in bfloat16; `splash` on TPUs), and `xla` elsewhere.
         remat: What a layer keeps for the backward pass: `none`, everything; `dots`, the outputs of its matrix products
             and of attention; `full`, its input alone.
         dataset: Columns, bad rows, mixture and held-out part of the data.
@@ -121,6 +124,7 @@ class TrainConfig:
     micro_batches: int = 1
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Backend = "auto"
     remat: Remat = "dots"
     dataset: DataConfig = DataConfig()
     text: TextConfig = TextConfig()

@@ -13,7 +13,7 @@ from nrt_jax.data.formats import TraceFormat
 from nrt_jax.data.load import Data, load, open_sources
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import Limits
-from nrt_jax.models import Frozen, Model, Params, lora
+from nrt_jax.models import Frozen, Model, Params, backends, lora
 from nrt_jax.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def prepare(config: TrainConfig) -> Setup:
     """
     config.validate()
     parallel.use_devices(config.rollout.devices, field="rollout.devices")
+    backends.check(config.attention, field="attention")
     questions = config.evaluation.questions
     opened = open_sources(config.data, config.dataset, num_held_out=questions, seed=config.seed)
     location = checkpoints.locate(config.model)
@@ -75,6 +76,7 @@ def prepare(config: TrainConfig) -> Setup:
         )
     param_dtype = config.dtype if config.lora.rank else "float32"  # only what is trained needs float32
     model, params, tokenizer = checkpoints.load_location(location, dtype=config.dtype, param_dtype=param_dtype)
+    model = dataclasses.replace(model, attention=config.attention)
     known = set(tokenizer.get_vocab())
     trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
     adapter = frozen = None
