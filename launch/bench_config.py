@@ -64,7 +64,7 @@ class BenchConfig:
         mean_length: Mean length of a trace as a share of Z, the lengths being geometric; 1 for Z tokens in every row.
         dtype: Compute dtype.
         remat: Recompute each layer in the backward pass.
-        micro_batches: Parts of the batch whose gradients are accumulated.
+        micro_batches: Parts of the batch, sorted by length, whose gradients are added up.
         chunk_size: Slots by which the decoding cache grows.
         repeats: Measurements, after one that compiles.
         json: File to write them to; empty for none.
