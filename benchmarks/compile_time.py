@@ -1,6 +1,6 @@
 """Seconds to trace, lower and compile a rollout, its scoring and an update, at some depths, without JAX's cache.
 
-    python benchmarks/compile_time.py --layers 4 32 --repeats 5
+    python -m benchmarks.compile_time --layers 4 32 --repeats 5
 
 A figure is the processor time of a first call of the work of `launch.bench`, all threads together, less that of a
 second one: the median over rounds that take the depths in turn. With several depths the last line is the ratio of the

@@ -20,7 +20,7 @@ import numpy as np
 
 from launch import cli
 from launch.bench_config import BenchConfig, validate
-from launch.timing import MatmulPeak, device_memory_bytes, measure, timed, work_memory_bytes
+from launch.timing import MatmulPeak, measure, timed
 from nrt_jax import parallel
 from nrt_jax.data import Batch, Prompts, Reference
 from nrt_jax.models import Model, ModelConfig, Params, backends, token_log_probs
@@ -29,7 +29,6 @@ from nrt_jax.rewards import score_reference
 from nrt_jax.rollout import Rollout, SamplingConfig, cache_dtype, engine, sample
 from nrt_jax.training.collect import reward_parts
 from nrt_jax.training.config import RewardConfig
-from nrt_jax.training.loop import peak_memory_bytes
 from nrt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nrt_jax.training.state import create_state
 from nrt_jax.training.update import Lengths, read_lengths, update
@@ -46,8 +45,7 @@ def main(config: BenchConfig) -> None:
     bench, peak = Bench(config), MatmulPeak(config.dtype)
     peak()
     works = bench.works()
-    results = measure(works, config.repeats, describe=bench.describe, before_each=peak)
-    memory = work_memory_bytes()
+    results, memory = measure(works, config.repeats, describe=bench.describe, before_each=peak)
     peak()
     report = {
         "work": config.work,
@@ -58,16 +56,12 @@ def main(config: BenchConfig) -> None:
         "results": results,
         "matmul_peak_flops": peak.median,
         "matmul_peaks_flops": peak.rates,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "work_memory_bytes": memory,
-        "device_memory_bytes": device_memory_bytes(),
-    }
+    } | memory
     for name, result in results.items():
         print(f"{name}: {result['median']:.4f} s (median of {config.repeats}), first call {result['first']:.1f} s")
     report |= summarise(config, bench, results, peak.median)
-    print(
-        f"memory: {memory / 1e6:.0f} MB at most while measuring, {report['peak_memory_bytes'] / 1e6:.0f} with compiling"
-    )
+    working, whole = (memory[f"{name}_memory_bytes"] / 1e6 for name in ("work", "peak"))
+    print(f"memory: {working:.0f} MB at most while measuring, {whole:.0f} MB with compilation")
     if config.json:
         write_json(config.json, report)
     else:

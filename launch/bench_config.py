@@ -67,7 +67,7 @@ class BenchConfig:
         dtype: Compute dtype.
         attention: What computes attention over many tokens; `auto` is flash attention where the device has it.
         remat: What a layer keeps for the backward pass.
-        micro_batches: Parts of the batch whose gradients are accumulated.
+        micro_batches: Parts of the batch, sorted by length, whose gradients are added up.
         chunk_size: Steps between two looks at which rows are done, and least slots of a row's cache.
         max_rows: Rows that a device decodes at once; 0 for all.
         cache_dtype: Of keys and values in decoding and scoring.

@@ -1,5 +1,6 @@
 """Measuring this machine: seconds, the rate of its matrix products, memory."""
 
+import contextlib
 import pathlib
 import statistics
 import time
@@ -24,7 +25,7 @@ def measure(
     *,
     describe: Callable[[Any], dict[str, float]] = lambda result: {},
     before_each: Callable[[], Any] = lambda: None,
-) -> dict[str, dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, int | None]]:
     """Times some works in turn, so that a machine that slows down or speeds up does so for all of them.
 
     Args:
@@ -35,10 +36,11 @@ def measure(
 
     Returns:
         For each work the seconds of its `first` call, those of each repeat, their median, and what `describe` says of
-        each repeat.
+        each repeat. And most bytes: `peak_memory_bytes` on the host since the process began, so with compilation;
+        `work_memory_bytes` on the host while the repeats ran; `device_memory_bytes` of the first device, None on CPU.
     """
     results = {name: {"first": timed(run)[0], "seconds": []} for name, run in works.items()}
-    reset_peak_memory()
+    compiling = _reset_peak_memory()
     for _ in range(repeats):
         before_each()
         for name, run in works.items():
@@ -46,7 +48,13 @@ def measure(
             results[name]["seconds"].append(seconds)
             for key, value in describe(result).items():
                 results[name].setdefault(key, []).append(value)
-    return {name: found | {"median": statistics.median(found["seconds"])} for name, found in results.items()}
+    results = {name: found | {"median": statistics.median(found["seconds"])} for name, found in results.items()}
+    memory = {
+        "peak_memory_bytes": max(compiling, peak_memory_bytes()),
+        "work_memory_bytes": peak_memory_bytes(),
+        "device_memory_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+    }
+    return results, memory
 
 
 class MatmulPeak:
@@ -76,23 +84,9 @@ class MatmulPeak:
         return statistics.median(self.rates)
 
 
-def reset_peak_memory() -> None:
-    """Lets `work_memory_bytes` count from here, where the system can."""
-    try:
+def _reset_peak_memory() -> int:
+    """Returns `peak_memory_bytes`, which counts from here afterwards where the system lets it (Linux)."""
+    peak = peak_memory_bytes()
+    with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def work_memory_bytes() -> int:
-    """Most host memory that this process held since `reset_peak_memory`; since its start where Linux does not tell."""
-    try:
-        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return peak_memory_bytes()
-
-
-def device_memory_bytes() -> int | None:
-    """Most memory that the first device has had in use; None where it keeps no count, as on CPU."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return peak

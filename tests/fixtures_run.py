@@ -1,4 +1,4 @@
-"""What tests of whole runs share: sums as questions, a small BPE tokenizer, a tiny random model's folder."""
+"""What tests of whole runs share: sums as questions, a small BPE tokenizer, a tiny random model's folder, records."""
 
 import functools
 import json
@@ -10,6 +10,7 @@ from nrt_jax import hf
 from nrt_jax.data import Example
 from nrt_jax.hf.tokenizer_training import train_tokenizer
 from nrt_jax.models import Model, ModelConfig
+from nrt_jax.training.metrics import read_metrics
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
@@ -50,3 +51,9 @@ def write_model(folder: pathlib.Path) -> pathlib.Path:
     model = Model(config)
     hf.save(folder, model, model.init(jax.random.key(0)), tokenizer())
     return folder
+
+
+def records(folder) -> list[dict]:
+    """The metrics of each step, without what belongs to the process."""
+    of_process = ("time", "compiled_programs")
+    return [{k: v for k, v in r.items() if k not in of_process} for r in read_metrics(folder / "metrics.jsonl")]

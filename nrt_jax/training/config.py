@@ -95,7 +95,8 @@ class TrainConfig:
             answer of data that has traces.
         steps: Rollouts; each feeds `updates_per_step` optimizer updates.
         updates_per_step: Mini-batches that a step's prompts are split into.
-        micro_batches: Parts of a mini-batch whose gradients are accumulated, to save memory.
+        micro_batches: Parts of a mini-batch, sorted by length, whose gradients are added up: more parts need less
+            memory and hold less padding (`padding_share` in the metrics), and do not change the result.
         seed: Of everything random.
         dtype: Compute dtype of the model; parameters stay float32.
         attention: What computes attention over many tokens: `auto` is flash attention where the device has it (`cudnn`

@@ -46,7 +46,7 @@ def report_of(work: str, folder, *flags: str) -> dict:
     for result in report["results"].values():
         assert len(result["seconds"]) == 2 and min(result["seconds"]) <= result["median"] <= max(result["seconds"])
     assert report["config"]["size"]["group_size"] == 2 and report["device"] == jax.devices()[0].device_kind
-    assert 0 < report["work_memory_bytes"] <= 1.01 * report["peak_memory_bytes"]
+    assert 0 < report["work_memory_bytes"] <= report["peak_memory_bytes"]
     return report
 
 

@@ -22,7 +22,7 @@ from nrt_jax.training.metrics import read_metrics
 from nrt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nrt_jax.training.setup import prepare
 from nrt_jax.training.state import abstract_state
-from tests.fixtures_run import examples, write_model, write_rows
+from tests.fixtures_run import examples, records, write_model, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +59,6 @@ def final_state(config: TrainConfig, folder):
     with Checkpointer(folder / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == config.steps
         return checkpoints.restore(abstract_state(prepare(config).params, optimizer))[0]
-
-
-def records(folder) -> list[dict]:
-    """The metrics of each step, without what belongs to the process."""
-    of_process = ("time", "compiled_programs")
-    return [{k: v for k, v in r.items() if k not in of_process} for r in read_metrics(folder / "metrics.jsonl")]
 
 
 def test_run_folder_holds_config_metrics_checkpoints_answers_and_export(config, finished):

@@ -16,10 +16,9 @@ from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.models import LoRAConfig
 from nrt_jax.training import loop
 from nrt_jax.training.config import CheckpointConfig, RolloutConfig, TrainConfig
-from nrt_jax.training.metrics import read_metrics
 from nrt_jax.training.optimizer import OptimizerConfig
 from nrt_jax.training.setup import prepare
-from tests.fixtures_run import examples, write_model, write_rows
+from tests.fixtures_run import examples, records, write_model, write_rows
 
 DELIMITER = "<|answer|>"
 
@@ -139,12 +138,8 @@ def test_it_resumes_exactly(run, tmp_path):
     shorter = dataclasses.replace(config, steps=1)
     for part in (shorter, config):
         loop.train(part, prepare(part), tmp_path, lambda line: None)
-    strip = [
-        [{k: v for k, v in r.items() if k != "time"} for r in read_metrics(f / "metrics.jsonl")]
-        for f in (folder, tmp_path)
-    ]
-    assert strip[0] == strip[1]
-    assert [abs(record["sampler_trainer_kl"]) < 1e-6 for record in strip[0]] == [True, True]
+    assert records(folder) == records(tmp_path)
+    assert [abs(record["sampler_trainer_kl"]) < 1e-6 for record in records(folder)] == [True, True]
     chex.assert_trees_all_equal(hf.load(folder / "hf")[1], hf.load(tmp_path / "hf")[1])
 
 
