@@ -68,13 +68,14 @@ def _backward(saved, gradients):
         probs = jnp.exp(_logits(hidden, head, temperature) - log_z[:, None])
         is_target = jnp.arange(head.shape[0]) == targets[:, None]
         d_logits = ((is_target - probs) * (gradient / temperature)[:, None]).astype(hidden.dtype)
-        # Added up over the chunks in float32, also where the matrix is bfloat16.
-        d_head += jnp.einsum("tv,td->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+        # Added up over the chunks in float32, also where the matrix is bfloat16, and as [D, V]: on CPU the product is
+        # 9.5 ms that way and 13.9 ms the other (512 tokens, D 256, V 4096).
+        d_head += jnp.einsum("td,tv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
         return d_head, d_logits @ head.astype(hidden.dtype)
 
-    zero = jnp.zeros(head.shape, jnp.float32)
+    zero = jnp.zeros(head.shape[::-1], jnp.float32)
     d_head, d_hidden = jax.lax.scan(chunk, zero, (hidden, targets, log_z, gradients[0]))
-    return d_hidden, d_head.astype(head.dtype), None, None
+    return d_hidden, d_head.T.astype(head.dtype), None, None
 
 
 _log_probs.defvjp(_forward, _backward)
