@@ -1,11 +1,6 @@
 """Attention over segments: against float64 numpy, in blocks and whole, and by the accelerators' kernels."""
 
 import functools
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -172,41 +167,3 @@ def test_rows_of_nothing_but_padding_leave_splash_gradients_finite():
     kernel = functools.partial(backends.splash, interpret=True)
     for leaf in jax.tree.leaves(gradients(kernel, q, positions, segments, weight)):
         assert leaf.dtype == jax.dtypes.float0 or not np.asarray(leaf).any()
-
-
-@pytest.mark.parametrize(
-    ("backend", "length", "dtype", "window", "name"),
-    [
-        ("splash", 128, "float32", None, "pallas_call"),
-        ("splash", 127, "float32", None, None),  # scoring: short against its caches
-        ("splash", 128, "float32", 137, None),  # one slot short of seeing everything
-        ("splash", 128, "float32", 138, "pallas_call"),
-        ("xla", 128, "float32", None, None),
-        ("auto", 128, "float32", None, None),  # the tests run on CPU
-        ("cudnn", 128, "float32", None, None),  # cuDNN has no float32
-        ("cudnn", 127, "bfloat16", None, None),
-    ],
-)
-def test_a_kernel_is_used_where_it_can_express_the_call(backend, length, dtype, window, name):
-    q, positions, segments, _ = problem(
-        0, group_size=1, lengths=(10, length), holes=0, num_prompts=1, dtype=jnp.dtype(dtype)
-    )
-    program = str(jax.make_jaxpr(lambda q: backends.attend(q, positions, segments, window, backend))(q))
-    assert ("pallas_call" in program) == (name == "pallas_call")
-    assert "cudnn" not in program
-
-
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, as in `pip install .[tpu]`")
-def test_training_forward_and_gradient_compile_for_a_tpu_with_splash_attention():
-    """Ahead of time, without a TPU: forward, dq and dkv, each for the prompts and for the completions."""
-    quiet = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.models.tpu_program"],
-        env=os.environ | quiet,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split()[-2:] == ["kernels", "6"]
