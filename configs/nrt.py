@@ -13,8 +13,9 @@ def get_config() -> TrainConfig:
     The release's own data: `python -m launch.prepare --parquet DIR` makes it from the published files of
     tulu-3-sft-mixture; then `--data tfds:tulu3_sft_mixture:train --dataset.held-out tfds:tulu3_sft_mixture:test`.
 
-    At these sizes it needs a machine that holds the whole step: only the update is split into micro-batches so far,
-    and the run is not sharded over devices yet. On one GPU start with shorter limits and fewer prompts.
+    Sampling, scoring and the update are split (`max_rows`, `micro_batches`), the policy is not: it is not sharded over
+    devices yet. Where a device's memory is short, lower `--rollout.max-rows` and `--evaluation.batch-size`, raise
+    `--micro-batches`.
     """
     return TrainConfig(
         steps=810,
@@ -23,7 +24,7 @@ def get_config() -> TrainConfig:
         dtype="bfloat16",
         remat="full",
         text=TextConfig(max_prompt_length=4096, max_answer_length=4096),
-        rollout=RolloutConfig(prompts=256, group_size=8, max_trace_length=2048, temperature=1.0),
+        rollout=RolloutConfig(prompts=256, group_size=8, max_trace_length=2048, max_rows=256),
         advantage=AdvantageConfig(clip="none"),
         optimizer=OptimizerConfig(
             learning_rate=2e-6, warmup_updates=324, b1=0.9, b2=0.95, eps=1e-15, weight_decay=0.01

@@ -12,6 +12,8 @@ import jax
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 
+# A program that is written to the cache while another one runs on a second device has ended in a segmentation fault.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -37,7 +36,6 @@ class Config:
         prompts: P.
         group_size: K.
         mean_length: Mean length of a trace as a share of Z, the lengths being geometric; 1 for Z tokens in every row.
-        works: What to time of ours; the peers always run whole steps.
         devices: Into how many the CPU is divided for our sampling.
         pairs: Rounds.
         timeout: Seconds after which a peer's process is given up.
@@ -51,7 +49,6 @@ class Config:
     prompts: int = 8
     group_size: int = 4
     mean_length: float = 1.0
-    works: tuple[Literal["rollout", "step"], ...] = ("rollout", "step")
     devices: int = 2
     pairs: int = 5
     timeout: int = 900
@@ -77,7 +74,7 @@ def run(command: list[str], timeout: int) -> str | None:
 
 
 def ours(config: Config) -> dict[str, float]:
-    """Seconds of a rollout and of a step, and the step's peak memory."""
+    """Seconds of a rollout and of a step, and the process's peak memory."""
     size = {
         "prompts": config.prompts,
         "group-size": config.group_size,
@@ -86,15 +83,16 @@ def ours(config: Config) -> dict[str, float]:
     }
     flags = [word for name, value in size.items() for word in (f"--size.{name}", str(value))]
     flags += ["--mean-length", str(config.mean_length), "--devices", str(config.devices)]
-    found = {}
-    for work in config.works:
-        with tempfile.TemporaryDirectory() as folder:
-            path = f"{folder}/out.json"
-            run([sys.executable, "-m", "launch.bench", work, *flags, "--json", path], config.timeout)
-            report = json.loads(Path(path).read_text())
-        found[work] = report["results"][work]["median"]
-        found["peak_memory_bytes"] = report["peak_memory_bytes"]
-    return found
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/out.json"
+        run([sys.executable, "-m", "launch.bench", "step", *flags, "--json", path], config.timeout)
+        report = json.loads(Path(path).read_text())
+    step = report["results"]["step"]
+    return {
+        "rollout": statistics.median(step["rollout_seconds"]),
+        "step": step["median"],
+        "peak_memory_bytes": report["peak_memory_bytes"],
+    }
 
 
 def peer(python: str, script: str, config: Config) -> dict[str, float] | None:
@@ -124,7 +122,7 @@ def main(config: Config) -> None:
     ratios = {}
     for name in peers:
         done = [r for r in rounds if r[name] is not None]
-        for work in (*config.works, "peak_memory_bytes") if done else ():
+        for work in ("rollout", "step", "peak_memory_bytes") if done else ():
             theirs, own = ([r[who][work] for r in done] for who in (name, "nrt_jax"))
             ratios[f"{name} {work}"] = statistics.median(t / o for t, o in zip(theirs, own, strict=True))
             print(
