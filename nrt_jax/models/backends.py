@@ -114,7 +114,7 @@ def cudnn(q: jax.Array, segments: Sequence[KVCache], implementation: Literal["cu
     start = jnp.sum(slots[:, :num_prompt_slots] >= 0, axis=1)
     write = jax.vmap(lambda x, own, start: jax.lax.dynamic_update_slice_in_dim(x, own, start, axis=0))
     if num_prompt_slots:
-        k, v = (write(x.at[:, num_prompt_slots:].set(0), x[:, num_prompt_slots:], start) for x in (k, v))
+        k, v = (write(x, x[:, num_prompt_slots:], start) for x in (k, v))
     q = write(jnp.zeros((*k.shape[:2], *tail), q.dtype), q, start)
     mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
     mixed = jax.vmap(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, length, axis=0))(mixed, start)
@@ -136,13 +136,12 @@ def splash(q: jax.Array, positions: jax.Array, segments: Sequence[KVCache], *, i
     (num_prompts, group_size, length), (num_heads, head_dim) = q.shape[:3], q.shape[3:]
     k, v, slots = _side_by_side(q, segments)
     q = jnp.swapaxes(q.reshape(-1, length, num_heads, head_dim), 1, 2) * head_dim**-0.5
-    q, k, v = (_pad(x, axis=3) for x in (q, k, v))  # A head fills the lanes of a register: zeros change no product.
     q = _pad(q, axis=2)
     is_token = (positions >= 0).astype(jnp.int32).reshape(-1, length)
     ids = splash_attention.SegmentIds(q=_pad(is_token, axis=1, like_first=True), kv=(slots >= 0).astype(jnp.int32))
     offset = sum(segment.num_slots for segment in segments[:-1])
     kernel = _splash_kernel(num_heads, q.shape[2], k.shape[2], offset, interpret)
-    mixed = jnp.swapaxes(jax.vmap(kernel)(q, k, v, ids)[:, :, :length, :head_dim], 1, 2)
+    mixed = jnp.swapaxes(jax.vmap(kernel)(q, k, v, ids)[:, :, :length], 1, 2)
     return mixed.reshape(num_prompts, group_size, length, num_heads, head_dim)
 
 

@@ -22,7 +22,7 @@ from nrt_jax.rollout import SamplingConfig, decoder, engine, sampler
 from nrt_jax.training.learner import LearnerBatch, completion_log_probs
 
 TOPOLOGY = "v5e:2x2"
-P, K = 1, 2
+P, K = 1, 16
 MODEL = ModelConfig(
     vocab_size=512,
     hidden_size=256,
