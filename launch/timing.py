@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from nrt_jax.training.loop import peak_memory_bytes
+from nrt_jax.training.metrics import CompilationCounter
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -17,6 +18,9 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     started = time.perf_counter()
     result = jax.block_until_ready(run())
     return time.perf_counter() - started, result
+
+
+MOST_WARM_UPS = 10
 
 
 def measure(
@@ -30,7 +34,7 @@ def measure(
 
     Args:
         works: What to time, by name.
-        repeats: Rounds, after one that compiles.
+        repeats: Rounds, after as many as compile something, `MOST_WARM_UPS` at most.
         describe: Numbers to keep of each result.
         before_each: Is called before every round.
 
@@ -40,6 +44,13 @@ def measure(
         `work_memory_bytes` on the host while the repeats ran; `device_memory_bytes` of the first device, None on CPU.
     """
     results = {name: {"first": timed(run)[0], "seconds": []} for name, run in works.items()}
+    with CompilationCounter() as compiled:  # Other lengths meet other shapes: until nothing new is compiled.
+        for run in works.values():
+            for _ in range(MOST_WARM_UPS):
+                before = compiled.count
+                timed(run)
+                if compiled.count == before:
+                    break
     compiling = _reset_peak_memory()
     for _ in range(repeats):
         before_each()

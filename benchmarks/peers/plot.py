@@ -15,7 +15,7 @@ COLOURS = {"google-tunix": "tab:blue", "trl": "tab:orange"}
 
 def main(target: str, *named: str) -> None:
     """One panel for rollouts and one for steps; the whiskers span the rounds."""
-    runs = {name: json.loads(Path(path).read_text())["rounds"] for name, path in (n.split("=", 1) for n in named)}
+    runs = {name: json.loads(Path(path).read_text())["rounds"] for name, path in (n.rsplit("=", 1) for n in named)}
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     for panel, work in zip(panels, ("rollout", "step"), strict=True):
         labels, heights, spans, colours = [], [], [], []
