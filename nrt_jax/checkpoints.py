@@ -1,9 +1,10 @@
 """One name for any checkpoint: a Hugging Face folder, a converted Orbax checkpoint, a run's folder, an adapter.
 
-    tiny      one of the models shipped in nrt_jax/assets
-hf        DIR/config.json, tokenizer files, *.safetensors            made by others, and by to-hf
-orbax     DIR/config.json, tokenizer files, params/                  made by from-hf
-run       DIR/model/ (as above, without weights), checkpoints/STEP/  made by launch.train; also DIR/checkpoints/STEP
+tiny     one of the models shipped in nrt_jax/assets
+hf       DIR/config.json, tokenizer files, *.safetensors            made by others, and by to-hf
+adapter  DIR/adapter_config.json, tokenizer files, *.safetensors    made by PEFT, and by launch.train
+orbax    DIR/config.json, tokenizer files, params/                  made by from-hf
+run      DIR/model/ (as above, without weights), checkpoints/STEP/  made by launch.train; also one of its steps
 """
 
 import dataclasses
@@ -74,7 +75,7 @@ def locate(path: str | Path) -> Location:
     """Finds out what `path` is.
 
     Raises:
-        UserError: It is none of the three kinds; the line says what was expected.
+        UserError: It is of none of these kinds; the line says what was expected.
     """
     if _is_shipped(path):
         return Location(ASSETS / path)

@@ -114,7 +114,7 @@ def read_adapter_config(path: str | Path) -> Adapter:
             raise UserError(f"{where}: {field}: {value} is not supported; expected {expected}")
     by_module = {_module(spec): spec.path[-1] for spec in _targets(PROJECTIONS)}
     targets, rank, alpha = raw.get("target_modules"), raw.get("r"), raw.get("lora_alpha")
-    if not isinstance(targets, list) or not targets or not set(targets) <= set(by_module):
+    if not isinstance(targets, list) or not targets or not all(target in list(by_module) for target in targets):
         known = ", ".join(by_module)
         raise UserError(f"{where}: target_modules: {targets} is not supported; expected a list of {known}")
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
@@ -123,12 +123,13 @@ def read_adapter_config(path: str | Path) -> Adapter:
     if (
         not isinstance(rows, dict)
         or not set(rows) <= set(_TABLES.values())
+        or not all(isinstance(ids, list) for ids in rows.values())
         or len({*map(str, rows.values())}) > 1
         or not all(type(i) is int and i >= 0 for ids in rows.values() for i in ids)
     ):
         raise UserError(
             f"{where}: trainable_token_indices: {rows} is not supported; "
-            f"expected the same ids for {' and '.join(_TABLES.values())}"
+            f"expected the same list of ids for {' and '.join(_TABLES.values())}"
         )
     names = tuple(name for module, name in by_module.items() if module in targets)
     base = raw.get("base_model_name_or_path")
