@@ -88,9 +88,8 @@ def dequantize(cache: KVCache, dtype: jnp.dtype) -> KVCache:
     """A cache in the dtype that is computed in."""
     if cache.k_scale is None:
         return cache.replace(k=cache.k.astype(dtype), v=cache.v.astype(dtype))
-    k, v = (
-        x.astype(dtype) * s[..., None].astype(dtype) for x, s in ((cache.k, cache.k_scale), (cache.v, cache.v_scale))
-    )
+    pairs = ((cache.k, cache.k_scale), (cache.v, cache.v_scale))
+    k, v = ((values * scale[..., None]).astype(dtype) for values, scale in pairs)
     return cache.replace(k=k, v=v, k_scale=None, v_scale=None)
 
 

@@ -95,8 +95,9 @@ def stream(
         devices: Those that sample, each with a copy of the policy; None for the one that holds it.
     """
     queue = collections.deque(range(len(prompts.tokens)))
-    share = -(-len(queue) // len(devices or [None]))  # Prompts of a device that takes no more than its part.
-    runs = [_Run(model, params, prompts, rng, config, queue, share, device) for device in devices or [None]]
+    devices = devices or [None]
+    share = -(-len(queue) // len(devices))  # Prompts of a device that takes no more than its part.
+    runs = [_Run(model, params, prompts, rng, config, queue, share, device) for device in devices]
     while runs:
         # The first whose chunk is over, or else the one that has been at it for longest: no device waits for another.
         run = next((run for run in runs if run.is_ready()), runs[0])
