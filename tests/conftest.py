@@ -3,8 +3,7 @@
 import os
 import pathlib
 
-# Compiling is most of the time of the tests: level 1 saves a sixth of it and rounds as the default does (0 does not).
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the tolerances are those of float32 on a CPU
 
 import hypothesis

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -37,6 +38,8 @@ class Config:
         group_size: K.
         mean_length: Mean length of a trace as a share of Z, the lengths being geometric; 1 for Z tokens in every row.
         devices: Into how many the CPU is divided for our sampling.
+        steps: Of a peer's process; the first, which compiles, is left out.
+        tunix_work: `rollout` leaves google-tunix's training out, where it would take too long.
         pairs: Rounds.
         timeout: Seconds after which a peer's process is given up.
         json: File for every figure; empty for none.
@@ -50,6 +53,8 @@ class Config:
     group_size: int = 4
     mean_length: float = 1.0
     devices: int = 2
+    steps: int = 6
+    tunix_work: Literal["rollout", "step"] = "step"
     pairs: int = 5
     timeout: int = 900
     json: str = ""
@@ -73,19 +78,23 @@ def run(command: list[str], timeout: int) -> str | None:
         return output.read().strip().splitlines()[-1]
 
 
+def sizes(config: Config) -> dict[str, int]:
+    """The batch, by what every script here calls it."""
+    return {name: getattr(config, name) for name in ("prompts", "group_size", "prompt_length", "trace_length")}
+
+
+def flags(values: dict[str, int | float | str], prefix: str = "--") -> list[str]:
+    """As words of a command line."""
+    return [word for name, value in values.items() for word in (prefix + name.replace("_", "-"), str(value))]
+
+
 def ours(config: Config) -> dict[str, float]:
     """Seconds of a rollout and of a step, and the process's peak memory."""
-    size = {
-        "prompts": config.prompts,
-        "group-size": config.group_size,
-        "prompt-length": config.prompt_length,
-        "trace-length": config.trace_length,
-    }
-    flags = [word for name, value in size.items() for word in (f"--size.{name}", str(value))]
-    flags += ["--mean-length", str(config.mean_length), "--devices", str(config.devices)]
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/out.json"
-        run([sys.executable, "-m", "launch.bench", "step", *flags, "--json", path], config.timeout)
+        options = flags({"mean_length": config.mean_length, "devices": config.devices, "json": path})
+        command = [sys.executable, "-m", "launch.bench", "step", *flags(sizes(config), "--size."), *options]
+        run(command, config.timeout)
         report = json.loads(Path(path).read_text())
     step = report["results"]["step"]
     return {
@@ -95,34 +104,36 @@ def ours(config: Config) -> dict[str, float]:
     }
 
 
-def peer(python: str, script: str, config: Config) -> dict[str, float] | None:
-    """The same of a peer."""
-    sizes = (config.prompt_length, config.trace_length, config.prompts, config.group_size)
+def peer(python: str, script: str, config: Config, more: dict[str, str]) -> dict[str, float] | None:
+    """The same of a peer, of which only what its process did is known."""
+    options = sizes(config) | {"steps": config.steps} | more
     if config.mean_length < 1:
-        sizes = (*sizes, round(VOCAB_SIZE / (config.mean_length * config.trace_length)))
-    line = run([python, str(HERE / script), *map(str, sizes)], config.timeout)
+        options["stops"] = round(VOCAB_SIZE / (config.mean_length * config.trace_length))
+    line = run([python, str(HERE / script), *flags(options)], config.timeout)
     if line is None:
         return None
     report = json.loads(line)
-    return {
-        "rollout": statistics.median(report["rollout_s"]),
-        "step": statistics.median(report["step_s"]),
-        "peak_memory_bytes": report["peak_memory_bytes"],
-    }
+    found = {"rollout": statistics.median(report["rollout_s"])}
+    if report["step_s"]:
+        found |= {"step": statistics.median(report["step_s"]), "peak_memory_bytes": report["peak_memory_bytes"]}
+    return found
 
 
 def main(config: Config) -> None:
     """Runs the rounds and prints a table."""
-    peers = {"google-tunix": (config.tunix, "tunix_grpo.py"), "trl": (config.trl, "trl_grpo.py")}
-    peers = {name: value for name, value in peers.items() if value[0]}
+    peers = {
+        "google-tunix": (config.tunix, "tunix_grpo.py", config, {"work": config.tunix_work}),
+        "trl": (config.trl, "trl_grpo.py", config, {}),
+    }
+    peers = {name: arguments for name, arguments in peers.items() if arguments[0]}
     rounds = []
     for i in range(config.pairs):
-        rounds.append({"nrt_jax": ours(config)} | {name: peer(*value, config) for name, value in peers.items()})
+        rounds.append({"nrt_jax": ours(config)} | {name: peer(*arguments) for name, arguments in peers.items()})
         print(f"round {i + 1}: {json.dumps(rounds[-1])}", flush=True)
     ratios = {}
     for name in peers:
         done = [r for r in rounds if r[name] is not None]
-        for work in ("rollout", "step", "peak_memory_bytes") if done else ():
+        for work in done[0][name] if done else ():
             theirs, own = ([r[who][work] for r in done] for who in (name, "nrt_jax"))
             ratios[f"{name} {work}"] = statistics.median(t / o for t, o in zip(theirs, own, strict=True))
             print(

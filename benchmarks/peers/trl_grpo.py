@@ -1,16 +1,16 @@
 """trl's GRPOTrainer with transformers' generate on torch CPU: seconds a rollout and a full step, random tiny Llama.
 
     python -m venv trl && trl/bin/pip install torch==2.13.0 && trl/bin/pip install trl
-    trl/bin/python trl_grpo.py [X Z P K [STOPS]]
+    trl/bin/python trl_grpo.py --prompt-length 128 --trace-length 128 --prompts 8 --group-size 4
 
-Every row decodes all Z tokens (no EOS), or stops at any of the last STOPS of the vocabulary. Prints one JSON line; the
-first step warms up.
+Every row decodes all Z tokens (no EOS), or stops at any of the last `--stops` of the vocabulary. Prints one JSON line;
+the first step, which warms up, is left out.
 """
 
+import argparse
 import json
 import os
 import resource
-import sys
 import tempfile
 import time
 
@@ -22,8 +22,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-X, Z, P, K = map(int, sys.argv[1:5]) if len(sys.argv) > 4 else (128, 128, 8, 4)
-STOPS = int(sys.argv[5]) if len(sys.argv) > 5 else 0
+parser = argparse.ArgumentParser()
+for name, default in (("prompt", 128), ("trace", 128)):
+    parser.add_argument(f"--{name}-length", type=int, default=default)
+for name, default in (("prompts", 8), ("group-size", 4), ("stops", 0), ("steps", 6)):
+    parser.add_argument(f"--{name}", type=int, default=default)
+args = parser.parse_args()
+X, Z, P, K = args.prompt_length, args.trace_length, args.prompts, args.group_size
+STOPS, STEPS = args.stops, args.steps
 torch.manual_seed(0)
 vocab = {"<pad>": 0, "<s>": 1, "</s>": 2}
 for i in range(256):
@@ -60,14 +66,14 @@ def reward(completions, **kw):
     return [float(len(set(c))) for c in completions]
 
 
-data = Dataset.from_list([{"prompt": "".join(chr(300 + (i * j) % 256) for j in range(X))} for i in range(P * 6)])
-args = GRPOConfig(
+data = Dataset.from_list([{"prompt": "".join(chr(300 + (i * j) % 256) for j in range(X))} for i in range(P * STEPS)])
+config = GRPOConfig(
     output_dir=tempfile.mkdtemp(),
     per_device_train_batch_size=P * K,
     num_generations=K,
     max_completion_length=Z,
     generation_kwargs={"eos_token_id": list(range(4096 - STOPS, 4096))} if STOPS else {"min_new_tokens": Z},
-    max_steps=6,
+    max_steps=STEPS,
     report_to=[],
     use_cpu=True,
     beta=0.0,
@@ -77,7 +83,7 @@ args = GRPOConfig(
     gradient_checkpointing=False,
     temperature=1.0,
 )
-trainer = GRPOTrainer(model=model, reward_funcs=reward, args=args, train_dataset=data, processing_class=tokenizer)
+trainer = GRPOTrainer(model=model, reward_funcs=reward, args=config, train_dataset=data, processing_class=tokenizer)
 name = next(n for n in ("_generate_single_turn", "_generate") if hasattr(trainer, n))
 inner = getattr(trainer, name)
 

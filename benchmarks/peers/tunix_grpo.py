@@ -1,17 +1,16 @@
 """google-tunix 0.1.7, vanilla engine: seconds a rollout and a full GRPO step, on a random tiny Llama (CPU).
 
-    python -m venv tunix && tunix/bin/pip install google-tunix==0.1.7 jax && tunix/bin/python tunix_grpo.py [X Z P K [STOPS]]
+    python -m venv tunix && tunix/bin/pip install google-tunix==0.1.7 jax
+    tunix/bin/python tunix_grpo.py --prompt-length 128 --trace-length 128 --prompts 8 --group-size 4
 
-Its best case: kv_cache_size = X + Z. Every row decodes all Z tokens, or stops at any of the last STOPS of the vocabulary.
-Prints one JSON line; the first step compiles.
-At X = 1024, P = 4, K = 8 its six steps had not finished after 500 s; not investigated: try smaller micro-batches before
-quoting it.
+Its best case: kv_cache_size = X + Z. Every row decodes all Z tokens, or stops at any of the last `--stops` of the
+vocabulary. Prints one JSON line; the first step, which compiles, is left out. With `--work rollout` nothing is trained.
 """
 
+import argparse
 import json
 import os
 import resource
-import sys
 import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,9 +24,15 @@ from tunix.rl import rl_cluster as rlc
 from tunix.rl.grpo import grpo_learner as grpo
 from tunix.rl.rollout import base_rollout
 
-X, Z, P, K = map(int, sys.argv[1:5]) if len(sys.argv) > 4 else (128, 128, 8, 4)
-STOPS = int(sys.argv[5]) if len(sys.argv) > 5 else 0
-STEPS = 6
+parser = argparse.ArgumentParser()
+for name, default in (("prompt", 128), ("trace", 128)):
+    parser.add_argument(f"--{name}-length", type=int, default=default)
+for name, default in (("prompts", 8), ("group-size", 4), ("stops", 0), ("steps", 6)):
+    parser.add_argument(f"--{name}", type=int, default=default)
+parser.add_argument("--work", choices=("rollout", "step"), default="step")
+args = parser.parse_args()
+X, Z, P, K = args.prompt_length, args.trace_length, args.prompts, args.group_size
+STOPS, STEPS = args.stops, args.steps
 
 
 class Bytes:
@@ -109,14 +114,19 @@ def timed(*a, **k):
 
 
 cluster.generate = timed
+rows = [{"prompts": ("What is %d+%d? " % (i, i) * X)[: X - 2], "answer": str(2 * i)} for i in range(P * STEPS)]
 learner = grpo.GRPOLearner(
     rl_cluster=cluster,
     reward_fns=reward,
     algo_config=grpo.GRPOConfig(num_generations=K, num_iterations=1, beta=0.0, epsilon=0.2),
 )
-rows = [{"prompts": ("What is %d+%d? " % (i, i) * X)[: X - 2], "answer": str(2 * i)} for i in range(P * STEPS)]
 with mesh:
-    learner.train(grain.MapDataset.source(rows).batch(P))
+    if args.work == "step":
+        learner.train(grain.MapDataset.source(rows).batch(P))
+    else:
+        for step in range(STEPS):
+            group = [row["prompts"] for row in rows[step * P : (step + 1) * P] for _ in range(K)]
+            cluster.generate(group, micro_batch_size=P * K)
 print(
     json.dumps(
         {
