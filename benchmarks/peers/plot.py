@@ -21,7 +21,7 @@ def main(target: str, *named: str) -> None:
         labels, heights, spans, colours = [], [], [], []
         for name, rounds in runs.items():
             for peer in COLOURS:
-                ratios = [r[peer][work] / r["nrt_jax"][work] for r in rounds if r.get(peer)]
+                ratios = [r[peer][work] / r["nrt_jax"][work] for r in rounds if work in (r.get(peer) or ())]
                 if ratios:
                     middle = statistics.median(ratios)
                     labels.append(f"{peer}\n{name}")
