@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from nrt_jax import hf
+from nrt_jax import checksums, hf
 from nrt_jax.errors import UserError
 from nrt_jax.models import Frozen, Model, Params, lora
 
@@ -260,7 +260,9 @@ def _restore(location: Location, restore_args: Any) -> Any:
 
 
 def _metadata(location: Location) -> Any:
-    """Shape and dtype of each leaf of the params."""
+    """Shape and dtype of each leaf of the params; a run's files must be those that were written."""
+    if location.in_state and (damage := checksums.find_damage(location.arrays)):
+        raise UserError(f"{location.arrays}: is damaged ({damage}); use another checkpoint of the run")
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(location.arrays.absolute()).item_metadata.tree
