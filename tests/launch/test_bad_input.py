@@ -249,4 +249,4 @@ def test_a_bad_row_is_found_before_the_weights_are_read(fails, inputs, tmp_path)
     assert "model.safetensors" in fails(f"--model={model}")
     rows = tmp_path / "rows.jsonl"
     rows.write_text((inputs / "rows.jsonl").read_text() + "{}\n")
-    assert "line 13" in fails(f"--model={model}", f"--data={rows}", "--dataset.bad-rows=stop")
+    assert "row 13" in fails(f"--model={model}", f"--data={rows}", "--dataset.bad-rows=stop")

@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(config, refer
         file.write_bytes(file.read_bytes()[:-1])
     lines = []
     run(every, tmp_path / "run", lines.append)
-    (named,) = (line for line in lines if "damaged" in line)
+    (named,) = (line for line in lines if "is damaged (" in line)
     assert f"{tmp_path}/run/checkpoints/3'" in named and named.endswith("set aside, step 2 is used instead")
     assert any(line.startswith("resumed at step 2") for line in lines)
     assert (tmp_path / "run" / "checkpoints" / "3.damaged").is_dir()
@@ -193,7 +193,7 @@ def test_skipped_updates_are_counted_and_their_rows_are_named(config, tmp_path, 
     assert [record["loss"] is None for record in records(tmp_path)] == [False, True, False, False]
     (line,) = map(json.loads, (tmp_path / "skipped.jsonl").read_text().splitlines())
     lines = [examples(12).index(row.example) + 1 for row in rows[1]]
-    assert line == {"step": 2, "skipped_updates": 1, "rows": [f"{config.data[0]}, line {number}" for number in lines]}
+    assert line == {"step": 2, "skipped_updates": 1, "rows": [f"{config.data[0]}, row {number}" for number in lines]}
 
 
 def test_skipped_updates_in_a_row_stop_the_run_also_if_it_resumes_between(config, tmp_path, monkeypatch):
