@@ -13,7 +13,9 @@ import dataclasses
 import difflib
 import importlib.util
 import io
+import os
 import pathlib
+import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +24,7 @@ from typing import Any, TypeVar
 import absl.logging
 import tyro
 
-from nrt_jax.errors import UserError
+from nrt_jax.errors import Stopped, UserError
 from nrt_jax.training.config_io import describe, init_types, is_required, leaf_types
 
 ConfigT = TypeVar("ConfigT")
@@ -44,6 +46,8 @@ def run(
 ) -> None:
     """Runs a command: parses its config and calls `main` with it; bad input ends in one line and exit code 2.
 
+    So does a run that was asked to stop, with exit code 0.
+
     Args:
         main: the command.
         config_type: its config, a frozen dataclass.
@@ -54,11 +58,19 @@ def run(
         args: the command line; `sys.argv[1:]` when None.
 
     Raises:
-        SystemExit: 2 for bad input, 130 when interrupted, 0 after `--help`.
+        SystemExit: 2 for bad input, 130 when interrupted, 141 when nobody reads the output, 0 after `--help`.
     """
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax and Grain warn of what a user can do nothing about
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax and Grain log, with tracebacks, what they also raise
     try:
-        main(parse(config_type, prog, description, default_config=default_config, implied=implied, args=args))
+        try:
+            main(parse(config_type, prog, description, default_config=default_config, implied=implied, args=args))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered still goes somewhere at exit
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except Stopped as stopped:
+        print(stopped)
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None

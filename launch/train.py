@@ -11,6 +11,7 @@ from pathlib import Path
 from configs import default
 from launch import cli
 from nrt_jax import checkpoints
+from nrt_jax.errors import Stopped
 from nrt_jax.training import loop, setup
 from nrt_jax.training.config import TrainConfig
 
@@ -30,7 +31,12 @@ def main(config: TrainConfig) -> None:
         f"{config.model}: {prepared.model.config.num_parameters:,} parameters; {', '.join(config.data)}: "
         f"{len(prepared.train)} training and {len(prepared.held_out)} held-out questions; run folder {folder}"
     )
-    summary = loop.train(config, prepared, folder)
+    try:
+        summary = loop.train(config, prepared, folder)
+    except Stopped as stopped:
+        raise Stopped(
+            f"{stopped}: the same command goes on{'' if config.workdir else f' with --workdir {folder}'}"
+        ) from None
     print(
         f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
         f"(with an empty trace {summary['accuracy_empty_trace_before']:.3f} -> "

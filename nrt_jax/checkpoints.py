@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from nrt_jax import hf
+from nrt_jax import checksums, hf
 from nrt_jax.errors import UserError
 from nrt_jax.models import Frozen, Model, Params, lora
 
@@ -128,17 +128,28 @@ def load_location(
     location: Location, *, dtype: str = "float32", param_dtype: str | None = None
 ) -> tuple[Model, Params, "Tokenizer"]:
     """`load` for a place that is known; a `param_dtype` of None keeps each leaf as it is stored."""
-    tokenizer = location.tokenizer()  # before the weights: the quicker failure first
+    model, tokenizer = load_description(location, dtype=dtype)  # before the weights: the quicker failure first
+    return model, load_params(location, model, param_dtype=param_dtype), tokenizer
+
+
+def load_description(location: Location, *, dtype: str = "float32") -> tuple[Model, "Tokenizer"]:
+    """What `load_location` returns, without the params."""
+    tokenizer = location.tokenizer()
     model = Model(hf.read_config(location.base, dtype=dtype))
     if location.has_adapter:
         vocab_size = max(model.config.vocab_size, hf.vocabulary_size(tokenizer))
         model = Model(dataclasses.replace(model.config, vocab_size=vocab_size))
     hf.check_vocabulary(tokenizer, model.config)
+    return model, tokenizer
+
+
+def load_params(location: Location, model: Model, *, param_dtype: str | None = None) -> Params:
+    """The params of the model that `load_description` gave."""
     if location.has_adapter:
-        return model, _merged(location, model, param_dtype), tokenizer
+        return _merged(location, model, param_dtype)
     if location.arrays is None:
-        return model, hf.read_params(location.description, model.config, dtype=param_dtype), tokenizer
-    return model, restore_params(location, model, dtype=param_dtype), tokenizer
+        return hf.read_params(location.description, model.config, dtype=param_dtype)
+    return restore_params(location, model, dtype=param_dtype)
 
 
 def _merged(location: Location, model: Model, param_dtype: str | None) -> Params:
@@ -260,7 +271,9 @@ def _restore(location: Location, restore_args: Any) -> Any:
 
 
 def _metadata(location: Location) -> Any:
-    """Shape and dtype of each leaf of the params."""
+    """Shape and dtype of each leaf of the params; a run's files must be those that were written."""
+    if location.in_state and (damage := checksums.find_damage(location.arrays)):
+        raise UserError(f"{location.arrays}: is damaged ({damage}); use another checkpoint of the run")
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(location.arrays.absolute()).item_metadata.tree

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """Bad input. Every command prints it as one line and exits with code 2, without a traceback."""
 
 
+class Stopped(Exception):
+    """A run was asked to stop, and did where it can go on. Every command prints it as one line and exits with 0."""
+
+
 def unknown_name(field: str, value: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a table, with the nearest known one as a suggestion."""
     known = sorted(known)

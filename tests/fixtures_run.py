@@ -1,16 +1,21 @@
-"""What tests of whole runs share: sums as questions, a small BPE tokenizer, a tiny random model's folder, records."""
+"""What tests of whole runs share: sums as questions, a small tokenizer, a tiny random model, a config, records."""
 
 import functools
 import json
 import pathlib
 
 import jax
+from tensorboardX.proto.event_pb2 import Event
 
 from nrt_jax import hf
 from nrt_jax.data import Example
+from nrt_jax.data.rows import DataConfig
+from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.hf.tokenizer_training import train_tokenizer
 from nrt_jax.models import Model, ModelConfig
+from nrt_jax.training.config import CheckpointConfig, RolloutConfig, TrainConfig
 from nrt_jax.training.metrics import read_metrics
+from nrt_jax.training.optimizer import OptimizerConfig
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
@@ -51,6 +56,43 @@ def write_model(folder: pathlib.Path) -> pathlib.Path:
     model = Model(config)
     hf.save(folder, model, model.init(jax.random.key(0)), tokenizer())
     return folder
+
+
+def write_config(folder: pathlib.Path) -> TrainConfig:
+    """A run of three steps, whose model and data are written into `folder`."""
+    held_out = write_rows(folder / "test.jsonl", examples(5, start=50))
+    return TrainConfig(
+        model=str(write_model(folder / "model")),
+        data=(str(write_rows(folder / "train.jsonl", examples(12))),),
+        steps=3,
+        updates_per_step=1,
+        dataset=DataConfig(held_out=str(held_out)),
+        rollout=RolloutConfig(prompts=4, group_size=2, max_trace_length=8),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        evaluation=EvaluationConfig(questions=4, batch_size=4, every=2, examples=1),
+        checkpoint=CheckpointConfig(every=1),
+    )
+
+
+def curves(folder: pathlib.Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows: files by name, and each new start hides what earlier files say from its step on."""
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted((folder / "tensorboard").iterdir()):
+        for event in events(file.read_bytes()):
+            if event.HasField("session_log"):
+                found = {tag: {s: v for s, v in curve.items() if s < event.step} for tag, curve in found.items()}
+            for value in event.summary.value:
+                curve = found.setdefault(value.tag, {})
+                assert event.step not in curve, f"{value.tag} of step {event.step} is there twice"
+                curve[event.step] = value.simple_value
+    return found
+
+
+def events(data: bytes):
+    """Reads a TensorBoard file, perhaps cut short: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    while len(data) >= 16 and len(data) >= 16 + (length := int.from_bytes(data[:8], "little")):
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
 
 
 def records(folder) -> list[dict]:

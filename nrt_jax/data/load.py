@@ -91,6 +91,27 @@ class Data(Sequence[Encoded]):
             **shard,
         )
 
+    def where(self, step: int, batch_size: int, seed: int) -> list[str]:
+        """How a person finds the rows of batch `step`, from 0, of all processes: `batches` draws by index alone."""
+        places = [_Places(part) for part in self.parts]
+        batches = pipeline.Batches(pipeline.mixture(places, self.config.weights, seed), batch_size)
+        batches.set_state({"step": step, "identity": None})
+        with batches:
+            return next(batches)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Places(Sequence[str]):
+    """Where each of some rows is found; nothing of the rows is read."""
+
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> str:
+        return self.rows.where(index)
+
 
 def open_sources(names: Sequence[str], config: DataConfig, *, num_held_out: int, seed: int) -> Opened:
     """Finds the sources of a run.

@@ -39,6 +39,10 @@ class Rows(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:
         return parse(self.source[int(self.indices[index])], self.config)
 
+    def where(self, index: int) -> str:
+        """How a person finds a row."""
+        return f"{self.source.name}, {self.source.where(int(self.indices[index]))}"
+
     def take(self, start: int, stop: int) -> "Rows":
         """A part of the rows."""
         return dataclasses.replace(self, indices=self.indices[start:stop], hashes=self.hashes[start:stop])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -77,8 +77,12 @@ def answer_questions(
     rng: jax.Array,
     config: EvaluationConfig,
     limits: Limits,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> list[Answered]:
-    """Samples one trace and answer for each question, answers it without a trace, and scores y* after both."""
+    """Samples one trace and answer for each question, answers it without a trace, and scores y* after both.
+
+    `before_batch` is called before each batch and ends the evaluation by raising.
+    """
     answered = []
     stop_ids = jnp.array([encoder.format.eos], jnp.int32)
     own = SamplingConfig(
@@ -94,6 +98,7 @@ def answer_questions(
         chunk_size=limits.chunk_size,
     )
     for start in range(0, len(rows), config.batch_size):
+        before_batch()
         part = list(rows[start : start + config.batch_size])
         padded = part + part[-1:] * (
             min(config.batch_size, len(rows)) - len(part)

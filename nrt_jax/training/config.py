@@ -72,12 +72,15 @@ class CheckpointConfig:
 
     Attributes:
         every: Steps between checkpoints; 0 for the end only.
-        keep: Checkpoints kept.
+        keep: Last checkpoints kept.
+        best: Kept beside them: those with the highest accuracy on held-out questions, if `evaluation.every` measured it
+            at their step.
         export_dtype: Dtype of the exported `hf/` folder's tensors.
     """
 
     every: int = 50
     keep: int = 2
+    best: int = 1
     export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
@@ -97,6 +100,8 @@ class TrainConfig:
         updates_per_step: Mini-batches that a step's prompts are split into.
         micro_batches: Parts of a mini-batch, sorted by length, whose gradients are added up: more parts need less
             memory and hold less padding (`padding_share` in the metrics), and do not change the result.
+        max_skipped: Updates with a loss or gradient that is not finite are skipped; so many steps in a row with one end
+            the run.
         seed: Of everything random.
         dtype: Compute dtype of the model; parameters stay float32.
         attention: What computes attention over many tokens: `auto` is flash attention where the device has it (`cudnn`
@@ -123,6 +128,7 @@ class TrainConfig:
     steps: int = 810
     updates_per_step: int = 4
     micro_batches: int = 1
+    max_skipped: int = 5
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Backend = "auto"
@@ -204,6 +210,7 @@ _POSITIVE = (
     "evaluation.batch_size",
     "dataset.size",
     "checkpoint.keep",
+    "max_skipped",
 )
 _NOT_NEGATIVE = (
     "seed",
@@ -222,6 +229,7 @@ _NOT_NEGATIVE = (
     "evaluation.examples",
     "evaluation.temperature",
     "checkpoint.every",
+    "checkpoint.best",
 )
 
 

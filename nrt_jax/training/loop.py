@@ -1,5 +1,6 @@
 """A run from start to end, on the host: batches, steps, evaluations, checkpoints, export."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -12,22 +13,25 @@ from pathlib import Path
 import jax
 
 from nrt_jax import checkpoints, hf
+from nrt_jax.errors import Stopped
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
 from nrt_jax.training import workdir as run_folder
 from nrt_jax.training.checkpoint import Checkpointer
 from nrt_jax.training.collect import collect
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.config_io import to_dict
+from nrt_jax.training.guard import SkippedUpdates
 from nrt_jax.training.learner import LearnerBatch, from_demonstrations
 from nrt_jax.training.metrics import CompilationCounter, MetricsWriter
 from nrt_jax.training.optimizer import make_optimizer
 from nrt_jax.training.setup import Setup
+from nrt_jax.training.signals import StopRequest
 from nrt_jax.training.state import TrainState, abstract_state, create_state
 from nrt_jax.training.step import describe, sampling_config
 from nrt_jax.training.update import read_lengths, update
 
 #: What a resumed run may change: how long it goes on, how often it reports and saves.
-MAY_CHANGE = ("workdir", "checkpoint", "evaluation.every", "evaluation.examples", "dataset.workers")
+MAY_CHANGE = ("workdir", "checkpoint", "max_skipped", "evaluation.every", "evaluation.examples", "dataset.workers")
 SHOWN = (
     ("loss", "accuracy", "gradient_norm"),  # of supervised runs
     ("reward", "reward_gain", "answer_prob", "accuracy", "entropy", "trace_length", "empty_trace_share"),
@@ -48,42 +52,81 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
         What `summary.json` holds.
 
     Raises:
-        UserError: The folder holds another run, or a checkpoint of it cannot be used.
+        UserError: The folder holds another run or cannot be written, no checkpoint of it is good, or updates had to be
+            skipped for too long.
+        Stopped: A signal asked for it; all that was done is saved.
     """
     started = time.time()
     # A cosine ends with the run: with more steps its earlier learning rates would have been others.
     may_change = MAY_CHANGE if config.optimizer.schedule == "cosine" else (*MAY_CHANGE, "steps")
     resumed = run_folder.prepare(folder, to_dict(config), resume_may_change=may_change)
-    checkpoints.describe_run(folder, setup.model, setup.tokenizer, setup.model_folder, setup.adapter)
-    optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
-    before = _answers_before(config, setup, folder)
-    hard = hard_tokens(before)
-    _log_answers(log, "before", config, setup, before)
-    shard = {"shard_index": jax.process_index(), "num_shards": jax.process_count()}
+    with run_folder.disk_errors(folder), StopRequest() as stop:
+        checkpoints.describe_run(folder, setup.model, setup.tokenizer, setup.model_folder, setup.adapter)
+        before = _answers_before(config, setup, folder, stop)
+        _log_answers(log, "before", config, setup, before)
+        state = _steps(config, setup, folder, log, resumed, hard_tokens(before), stop)
+        return _finish(config, setup, folder, log, state, before, started, stop)
 
+
+def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, hard, stop: StopRequest) -> TrainState:
+    """All steps that are not done yet: the last state, which is saved."""
+    optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
+    shard = {"shard_index": jax.process_index(), "num_shards": jax.process_count()}
+    keep, best, every = config.checkpoint.keep, config.checkpoint.best, config.checkpoint.every
     with (
         CompilationCounter() as compiled,
-        Checkpointer(folder / "checkpoints", keep=config.checkpoint.keep) as checkpointer,
+        Checkpointer(folder / "checkpoints", keep=keep, best=best) as checkpointer,
         MetricsWriter(folder, total_steps=config.steps, show=SHOWN[config.objective == "nrt"]) as writer,
         setup.train.batches(config.rollout.prompts, config.seed, **shard) as batches,
     ):
-        if resumed and checkpointer.latest_step() is not None:
-            state, extra = checkpointer.restore(abstract_state(setup.params, optimizer))
-            batches.set_state(extra["data"])
-            log(f"resumed at step {int(state.step)} from {folder / 'checkpoints'}")
-        else:
-            state = create_state(setup.params, optimizer)
+        state, extra = _restore(setup, optimizer, checkpointer, batches, log) if resumed else (None, {})
+        state = state or create_state(setup.params, optimizer)
         first = int(state.step)
-        writer.truncate_after(first)
-        for step in range(first, config.steps):
-            state, metrics = _step(config, setup, optimizer, state, next(batches), step)
-            writer.write(step + 1, metrics | {"compiled_programs": compiled.count})
-            if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
-                writer.write(step + 1, summarise(_answer(config, setup, state.params), hard))
-            if step + 1 == config.steps or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
-                writer.flush()
-                checkpointer.save(step + 1, state, {"data": batches.get_state()})
-    return _finish(config, setup, folder, log, state, before, started)
+        earlier = writer.resume(first, extra.get("metrics"))
+        guard = SkippedUpdates(folder, config.max_skipped, functools.partial(_rows_of, config, setup), earlier)
+        evaluated = first == 0 or "accuracy" in extra.get("metrics", {})
+        for step in range(first, config.steps + 1):  # Steps that are done.
+            if step > first:
+                state, metrics = _step(config, setup, optimizer, state, next(batches), step - 1)
+                writer.write(step, metrics | {"compiled_programs": compiled.count})
+                guard.check(writer.last)
+                evaluated = False
+            if config.evaluation.every and step % config.evaluation.every == 0 and not evaluated:
+                with contextlib.suppress(Stopped):  # The run that goes on evaluates.
+                    writer.write(step, summarise(_answer(config, setup, state.params, stop), hard))
+            stopping = stop.after_step(step)
+            if stopping or step == config.steps or (every and step % every == 0):
+                writer.flush(sync=True)
+                guard.check(writer.last)
+                if step > first:
+                    extra = {"data": batches.get_state(), "metrics": writer.last} | _origin(config)
+                    checkpointer.save(step, state, extra, score=writer.last.get("accuracy"))
+            if stopping:
+                raise Stopped(f"stopped by {stop.name} after step {step} of {config.steps}, saved in {folder}")
+    return state
+
+
+def _restore(setup: Setup, optimizer, checkpointer: Checkpointer, batches, log) -> tuple[TrainState | None, dict]:
+    """The last good checkpoint's state and note; None and an empty one if there is none."""
+    restored = checkpointer.restore_last_good(abstract_state(setup.params, optimizer), log)
+    if restored is None:
+        return None, {}
+    state, extra = restored
+    batches.set_state(extra["data"])
+    log(f"resumed at step {int(state.step)} from {checkpointer.folder}")
+    now, then = run_folder.code_version(), extra.get("code")
+    if now != then:
+        log(f"note: written by nrt_jax {then}, goes on with {now}: bit for bit only if both compute the same")
+    return state, extra
+
+
+def _origin(config: TrainConfig) -> dict:
+    """What a checkpoint says of where it comes from."""
+    return {"config": to_dict(config), "code": run_folder.code_version()}
+
+
+def _rows_of(config: TrainConfig, setup: Setup, step: int) -> list[str]:
+    return setup.train.where(step, config.rollout.prompts, config.seed)
 
 
 def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: int) -> tuple[TrainState, dict]:
@@ -95,7 +138,7 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
         with_trace, longest = config.objective == "sft_with_trace", setup.max_length
         learner_batch = from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace, max_length=longest)
         metrics = {}
-    padding_shares = []
+    padding_shares, skipped = [], []
     for i, lengths in enumerate(read_lengths(learner_batch).split(config.updates_per_step)):
         state, losses = update(
             state,
@@ -110,9 +153,11 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
             lengths=lengths,
         )
         padding_shares.append(losses["padding_share"])
+        skipped.append(losses["skipped_updates"])
         if i == 0:  # Before any update the learner is the sampler: what differs is numerics alone.
             metrics["sampler_trainer_kl"] = losses["approximate_kl"]
     metrics["padding_share"] = sum(padding_shares) / len(padding_shares)
+    metrics["skipped_updates"] = sum(skipped)
     return state.replace(step=state.step + 1), losses | metrics
 
 
@@ -139,25 +184,26 @@ def minibatch(batch: LearnerBatch, index: int, count: int) -> LearnerBatch:
     return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])[index], batch)
 
 
-def _answer(config: TrainConfig, setup: Setup, params) -> list[Answered]:
+def _answer(config: TrainConfig, setup: Setup, params, stop: StopRequest) -> list[Answered]:
+    """Raises Stopped between two batches if a signal came."""
     rng = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_STREAM)
-    params = setup.policy(params)
-    return answer_questions(setup.model, params, setup.encoder, setup.held_out, rng, config.evaluation, setup.limits)
+    how = (config.evaluation, setup.limits, stop.check)
+    return answer_questions(setup.model, setup.policy(params), setup.encoder, setup.held_out, rng, *how)
 
 
-def _answers_before(config: TrainConfig, setup: Setup, folder: Path) -> list[Answered]:
+def _answers_before(config: TrainConfig, setup: Setup, folder: Path, stop: StopRequest) -> list[Answered]:
     """The untrained policy's answers; a resumed run reads those that it wrote first."""
     path = folder / "answers_before.jsonl"
     if path.exists():
         return read_answers(path)
-    answered = _answer(config, setup, setup.params)
+    answered = _answer(config, setup, setup.params, stop)
     write_answers(path, answered)
     return answered
 
 
-def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, started: float) -> dict:
+def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, started: float, stop) -> dict:
     """Evaluates, exports and sums up."""
-    after, hard = _answer(config, setup, state.params), hard_tokens(before)
+    after, hard = _answer(config, setup, state.params, stop), hard_tokens(before)
     write_answers(folder / "answers_after.jsonl", after)
     _log_answers(log, "after", config, setup, after)
     _export(config, setup, folder, state.params)

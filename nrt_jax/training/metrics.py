@@ -18,7 +18,9 @@ import jax.monitoring
 import numpy as np
 import rich.console
 import rich.progress
-from tensorboardX import SummaryWriter
+
+from nrt_jax.errors import UserError
+from nrt_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # Recorded once a program, whether or not the cache had it.
@@ -30,11 +32,12 @@ class MetricsWriter:
     A line of `metrics.jsonl` is `{"step": int, "time": seconds since the epoch, name: number or null, ...}`;
     null stands for a number that is not finite. In a run of several processes the first one writes.
 
-    A resumed run calls `truncate_after(restored step)` before its first write. So that no record is lost
-    between a checkpoint and a crash, call `flush` before saving one.
+    So that no record is lost between a checkpoint and a crash, call `flush(sync=True)` before saving one, and save
+    `last` with it. A resumed run calls `resume` with both before its first write.
 
     Attributes:
         path: the file of records.
+        last: the last record that was written, or None.
     """
 
     def __init__(
@@ -56,8 +59,10 @@ class MetricsWriter:
             stream: where progress goes; standard error when None.
         """
         self.path = pathlib.Path(workdir) / METRICS_FILE
+        self.last: dict[str, Any] | None = None
+        self._started = time.time()
         self._tensorboard_folder = pathlib.Path(workdir) / "tensorboard"
-        self._tensorboard: SummaryWriter | None = None
+        self._tensorboard: EventFile | None = None
         self._purge_step: int | None = None
         self._writes = jax.process_index() == 0
         self._progress = Progress(total_steps, show, interval, stream or sys.stderr) if self._writes else None
@@ -77,35 +82,46 @@ class MetricsWriter:
         self.flush()
         self._pending = (step, time.time(), dict(metrics))
 
-    def flush(self) -> None:
-        """Waits for the pending record and writes it."""
-        if self._pending is None:
-            return
+    def flush(self, *, sync: bool = False) -> None:
+        """Waits for the pending record and writes it; with `sync`, waits until the disk has all records."""
+        if self._pending is not None:
+            self._write_pending()
+        if sync and self.path.exists() and self._writes:
+            with self.path.open("a") as file:
+                os.fsync(file.fileno())
+
+    def _write_pending(self) -> None:
         (step, now, metrics), self._pending = self._pending, None
+        numbers = {name: np.asarray(value).item() for name, value in metrics.items()}
+        self.last = {"step": step, "time": now} | {name: _finite(value) for name, value in numbers.items()}
         if not self._writes:
             return
-        numbers = {name: np.asarray(value).item() for name, value in metrics.items()}
-        record = {"step": step, "time": now} | {name: _finite(value) for name, value in numbers.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(json.dumps(self.last, allow_nan=False) + "\n")
         if self._tensorboard is None:
-            self._tensorboard = SummaryWriter(str(self._tensorboard_folder), purge_step=self._purge_step)
-        for name, value in numbers.items():
-            self._tensorboard.add_scalar(name, value, step, walltime=now)
-        self._progress.update(step, now, numbers)
+            self._tensorboard = EventFile(self._tensorboard_folder, self._purge_step)
+        self._tensorboard.write(step, now, numbers)
+        self._progress.update(step, max(now, self._started), numbers)
 
-    def truncate_after(self, step: int) -> None:
-        """Drops the records beyond `step`, and a last line that a crash left half written."""
-        if not self._writes:
-            return
-        self._purge_step = step + 1  # TensorBoard hides what an earlier run logged from here on
-        if self.path.exists():
-            partial = self.path.with_name(self.path.name + ".partial")
-            records = read_metrics(self.path)
-            kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
-            partial.write_text("".join(kept), encoding="utf-8")
-            partial.replace(self.path)
+    def resume(self, step: int, record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        """Goes on after `step`: later records are dropped, and a last line that a crash left half written.
+
+        Args:
+            step: that of the checkpoint; 0 for none.
+            record: that step's `last`, saved with it. It becomes the pending one again, so that `write` can add to it.
+
+        Returns:
+            The records that stand, without that one.
+        """
+        kept = step if record is None else step - 1
+        self._purge_step = kept + 1  # TensorBoard hides what an earlier run logged from here on
+        if record is not None:
+            numbers = {name: math.nan if value is None else value for name, value in record.items()}
+            self._pending = (numbers.pop("step"), numbers.pop("time"), numbers)
+        if self._writes:
+            truncate_records(self.path, kept)
+        return [found for found in read_metrics(self.path) if found["step"] <= kept] if self.path.exists() else []
 
     def close(self) -> None:
         """Writes what is pending and closes the files and the progress line."""
@@ -123,9 +139,28 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the records of `metrics.jsonl`; a last line without its end, left by a crash, is passed over."""
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    """Reads the records of `metrics.jsonl`; a last line without its end, left by a crash, is passed over.
+
+    Raises:
+        UserError: a line is no record.
+    """
+    records = []
+    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").split("\n")[:-1], 1):
+        try:
+            records.append(json.loads(line))
+            _ = records[-1]["step"] + 0
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}, line {number}: is no record of a step; remove the line or the file") from None
+    return records
+
+
+def truncate_records(path: pathlib.Path, step: int) -> None:
+    """Drops the lines of steps beyond `step` from a file of records, which may be absent."""
+    if path.exists():
+        partial = path.with_name(path.name + ".partial")
+        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
 
 
 class Progress:

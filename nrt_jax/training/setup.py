@@ -74,30 +74,34 @@ def prepare(config: TrainConfig) -> Setup:
             f"model: {config.model!r} is no Hugging Face folder, which adapters need as their base; "
             "make one with python -m launch.convert to-hf"
         )
-    param_dtype = config.dtype if config.lora.rank else "float32"  # only what is trained needs float32
-    model, params, tokenizer = checkpoints.load_location(location, dtype=config.dtype, param_dtype=param_dtype)
-    model = dataclasses.replace(model, attention=config.attention)
-    known = set(tokenizer.get_vocab())
-    trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
-    adapter = frozen = None
-    if config.lora.rank:
-        model = dataclasses.replace(model, lora=config.lora)
-        added = sorted(token_id for token, token_id in tokenizer.get_vocab().items() if token not in known)
-        params, frozen = lora.split(model, params, added, jax.random.key(config.seed))
-        is_local = checkpoints.is_local(config.model)
-        base = str(location.base.absolute()) if is_local else config.model
-        adapter = hf.Adapter(config.lora, base, tuple(added))
+    plain, known = checkpoints.load_description(location, dtype=config.dtype)
+    plain = dataclasses.replace(plain, attention=config.attention)
+    trace_format, model, _, tokenizer = formats.resolve(config.trace, plain, {}, known)
     encoder = Encoder(tokenizer, trace_format, config.text)
     if config.text.chat_template:  # The export's users need what the policy was trained with.
         tokenizer.chat_template = Path(config.text.chat_template).read_text(encoding="utf-8")
     longest = model.config.max_position_embeddings
     max_length = min(config.rollout.max_length or longest, longest)
+    # The rows before the weights: minutes of loading are not to end in a bad row.
     data = load(opened, encoder, config.dataset, num_held_out=questions, max_length=max_length)
     if config.objective == "sft_with_trace" and not data.has_traces:
         raise UserError(
             f"objective: 'sft_with_trace' learns from traces and {', '.join(config.data)} has none; expected rows "
             f"with a column {config.dataset.trace_column!r} (--dataset.trace-column), or --objective sft"
         )
+    param_dtype = config.dtype if config.lora.rank else "float32"  # only what is trained needs float32
+    params = checkpoints.load_params(location, plain, param_dtype=param_dtype)
+    params = formats.resolve(config.trace, plain, params, known)[2]  # with the rows of added tokens
+    adapter = frozen = None
+    if config.lora.rank:
+        model = dataclasses.replace(model, lora=config.lora)
+        added = sorted(
+            tokenizer.get_vocab()[token] for token in tokenizer.get_vocab().keys() - known.get_vocab().keys()
+        )
+        params, frozen = lora.split(model, params, added, jax.random.key(config.seed))
+        is_local = checkpoints.is_local(config.model)
+        base = str(location.base.absolute()) if is_local else config.model
+        adapter = hf.Adapter(config.lora, base, tuple(added))
     return Setup(
         model=model,
         params=params,

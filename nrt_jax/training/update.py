@@ -145,7 +145,7 @@ def update(
 
     Returns:
         The new state and scalars: the loss and its terms, the trace's entropy, the gradient's global norm,
-        `padding_share`.
+        `skipped_updates` (1 where loss or gradient was not finite, and the state is the old one), `padding_share`.
     """
     batch = jax.device_put(batch)
     lengths = lengths or read_lengths(batch)
@@ -227,7 +227,7 @@ def apply_gradient(
     *,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The optimizer's update.
+    """The optimizer's update; where the loss or the gradient is not finite, the params and opt_state stay as they are.
 
     Args:
         state: Donated.
@@ -236,9 +236,12 @@ def apply_gradient(
         optimizer: Makes an update of the gradient.
     """
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    new = state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
     summed = jax.tree.map(lambda *terms: sum(terms), *metrics) | {"gradient_norm": optax.tree.norm(gradient)}
-    return state.replace(params=params, opt_state=opt_state), summed
+    finite = jnp.isfinite(summed["loss"]) & jnp.isfinite(summed["gradient_norm"])
+    # Not an average of both: NaN times 0 is NaN. XLA chooses while it writes the new leaf, in place of the old one.
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    return state, summed | {"skipped_updates": 1 - finite.astype(jnp.int32)}
 
 
 @jax.jit

@@ -1,19 +1,24 @@
-"""A run's folder: it belongs to one run, named by its `config.json`, and nothing in it is ever deleted here.
+"""A run's folder: it belongs to one run, named by its `config.json`, and nothing that is complete is deleted here.
 
 Layout: `config.json`, `metrics.jsonl`, `summary.json`, `checkpoints/`, `hf/`, `tensorboard/`.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nrt_jax import __version__
 from nrt_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
 
 _ABSENT = "(absent)"
+_HALF_WRITTEN = (".model.*", ".hf.*", ".adapter.*")  # Folders that a killed process never gave their names.
 
 
 def prepare(
@@ -43,7 +48,9 @@ def prepare(
         resumed = (workdir / CONFIG_FILE).exists()
         if resumed:
             _check_same_run(workdir, read_config(workdir), config, resume_may_change)
-        elif any(workdir.iterdir()):
+            for path in (path for pattern in _HALF_WRITTEN for path in workdir.glob(pattern)):
+                shutil.rmtree(path, ignore_errors=True)
+        elif any(path != _partial(workdir / CONFIG_FILE) for path in workdir.iterdir()):
             raise UserError(f"workdir {str(workdir)!r}: holds files of something else; choose a new or empty folder")
         write_json(workdir / CONFIG_FILE, config)
     except OSError as error:
@@ -71,9 +78,40 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes indented JSON so that a reader sees the old file or the new one, never half of it."""
     path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def code_version() -> str:
+    """The package's version and, in a checkout, its commit: `0.1.0, commit 1f2e3d4c5b6a`, `-dirty` if files differ."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return __version__
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
+    try:
+        found = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}, commit {found.stdout.strip()}"
+
+
+@contextlib.contextmanager
+def disk_errors(workdir: str | os.PathLike) -> Iterator[None]:
+    """Turns what the operating system raises when a run's files cannot be written into one line."""
+    try:
+        yield
+    except BrokenPipeError:  # Of the terminal, not of the disk.
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{str(error.filename or workdir)!r}: {error.strerror or error}; mend that, and the same command goes on "
+            "from the last checkpoint, which is whole"
+        ) from error
+
+
+def _partial(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(path.name + ".partial")
 
 
 def _check_same_run(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -239,3 +240,13 @@ def test_model_without_its_tokenizer(fails, inputs):
     model, params = hf.load_model(inputs / "model")
     hf.save(inputs / "no_tokenizer", model, params)
     assert "no tokenizer found; expected tokenizer.json" in fails(f"--model={inputs / 'no_tokenizer'}")
+
+
+def test_a_bad_row_is_found_before_the_weights_are_read(fails, inputs, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(inputs / "model", model)
+    (model / "model.safetensors").write_bytes(b"no weights")
+    assert "model.safetensors" in fails(f"--model={model}")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((inputs / "rows.jsonl").read_text() + "{}\n")
+    assert "row 13" in fails(f"--model={model}", f"--data={rows}", "--dataset.bad-rows=stop")

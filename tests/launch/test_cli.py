@@ -1,11 +1,14 @@
 import dataclasses
+import os
 import pathlib
+import subprocess
+import sys
 from typing import Literal
 
 import pytest
 
 from launch import cli
-from nrt_jax.errors import UserError
+from nrt_jax.errors import Stopped, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,3 +234,23 @@ def test_a_config_file_that_cannot_be_used_says_why(recipes, capsys, body, line)
     if body is not None:
         write_recipe(recipes, body)
     assert error_line(capsys, "--config", "nrt") == f"--config nrt: {line}"
+
+
+def test_help_into_a_closed_pipe_ends_without_a_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = (
+        "from launch import cli; from launch.train import TrainConfig as C; cli.run(print, C, 'p', 'D.', args=['-h'])"
+    )
+    root = pathlib.Path(cli.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", command], stdout=writer, stderr=subprocess.PIPE, cwd=root)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_run_that_was_asked_to_stop_says_so_and_ends_well(capsys):
+    def stopped(config):
+        raise Stopped("stopped by SIGTERM after step 3 of 9, saved in runs/a; to go on, ..")
+
+    cli.run(stopped, Config, "prog", "Does a thing.", args=[])
+    assert capsys.readouterr() == ("stopped by SIGTERM after step 3 of 9, saved in runs/a; to go on, ..\n", "")

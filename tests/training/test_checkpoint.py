@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nrt_jax.errors import UserError
-from nrt_jax.training.checkpoint import Checkpointer
+from nrt_jax.training.checkpoint import Checkpointer, Damaged
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state"], meta_fields=[])
@@ -162,3 +164,110 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path, lost):
     with Checkpointer(tmp_path) as checkpointer, pytest.raises(UserError) as error:
         checkpointer.restore({"a": jnp.zeros(2)})
     assert "\n" not in str(error.value) and str(error.value).startswith(f"checkpoint '{tmp_path}/1': ")
+
+
+def steps(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ({}, ["4", "5"]),
+        ({1: 0.5, 2: 0.9, 3: 0.1}, ["2", "4", "5"]),
+        ({1: 0.5, 2: 0.5}, ["2", "4", "5"]),
+        ({1: 0.5, 5: 0.6}, ["4", "5"]),
+    ],
+)
+def test_the_best_checkpoint_stays_beside_the_last_ones_also_in_a_run_that_resumes(tmp_path, scores, kept):
+    for step in range(1, 6):
+        with Checkpointer(tmp_path, keep=2, best=1) as checkpointer:
+            checkpointer.save(step, {"a": jnp.full(2, step)}, score=scores.get(step))
+    assert steps(tmp_path) == kept
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    with Checkpointer(folder) as checkpointer:
+        checkpointer.save(1, make_state(), {"data": {"step": 1}})
+    return folder, sorted(path for path in (folder / "1").rglob("*") if path.is_file())
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_flipped_bit_or_a_lost_tail_is_noticed_or_changes_nothing(saved, data):
+    folder, files = saved
+    file = data.draw(st.sampled_from([path for path in files if path.stat().st_size]))
+    whole = file.read_bytes()
+    where = data.draw(st.integers(0, len(whole) - 1))
+    if data.draw(st.booleans()):
+        file.write_bytes(whole[:where])
+    else:
+        file.write_bytes(whole[:where] + bytes([whole[where] ^ 1 << data.draw(st.integers(0, 7))]) + whole[where + 1 :])
+    try:
+        with Checkpointer(folder) as checkpointer:
+            state, extra = checkpointer.restore(jax.eval_shape(make_state))
+        assert as_bits(state) == as_bits(make_state()) and extra == {"data": {"step": 1}}
+    except Damaged as error:
+        assert ("\n" not in str(error) and str(file) in str(error)) or file.name == "checksums.json"
+    finally:
+        file.write_bytes(whole)
+
+
+def damage(folder):
+    """Flips one bit of every data file of a step."""
+    for file in (folder / "state").rglob("d/*"):
+        file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+
+
+def test_damaged_checkpoints_are_named_and_set_aside_and_the_last_good_one_is_used(tmp_path):
+    with Checkpointer(tmp_path, keep=3) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, {"a": jnp.full(2, step)}, {"step": step})
+    damage(tmp_path / "2")
+    damage(tmp_path / "3")
+    lines = []
+    with Checkpointer(tmp_path, keep=3) as checkpointer:
+        state, extra = checkpointer.restore_last_good({"a": jnp.zeros(2, jnp.int32)}, lines.append)
+        assert state["a"].tolist() == [1, 1] and extra == {"step": 1}
+        assert len(lines) == 2 and all("\n" not in line for line in lines)
+        assert lines[0].startswith(f"checkpoint '{tmp_path}/3': is damaged ({tmp_path}/3/state/")
+        assert lines[0].endswith("has changed since it was written); set aside, step 1 is used instead")
+        checkpointer.save(2, {"a": jnp.full(2, 20)})
+    assert steps(tmp_path) == ["1", "2", "2.damaged", "3.damaged"]
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.restore({"a": jnp.zeros(2, jnp.int32)})[0]["a"].tolist() == [20, 20]
+
+
+def test_if_no_checkpoint_is_good_that_is_one_line_and_nothing_moves(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.restore_last_good({"a": jnp.zeros(2)}, print) is None
+        for step in (1, 2):
+            checkpointer.save(step, {"a": jnp.zeros(2)})
+    damage(tmp_path / "1")
+    damage(tmp_path / "2")
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(UserError) as error:
+        checkpointer.restore_last_good({"a": jnp.zeros(2)}, print)
+    assert "\n" not in str(error.value) and str(error.value).startswith(f"checkpoint '{tmp_path}/2': is damaged")
+    assert str(error.value).endswith("and no earlier one is whole; start again with another --workdir")
+    assert steps(tmp_path) == ["1", "2"]
+
+
+def test_a_checkpoint_of_another_config_is_not_taken_for_a_damaged_one(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"a": jnp.zeros(2)})
+        checkpointer.save(2, {"a": jnp.zeros(2)})
+        with pytest.raises(UserError, match="but the config makes it"):
+            checkpointer.restore_last_good({"a": jnp.zeros(3)}, print)
+    assert steps(tmp_path) == ["1", "2"]
+
+
+def test_what_a_crash_left_half_written_is_removed(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"a": jnp.zeros(2)})
+    shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(2, {"a": jnp.ones(2)})
+        assert checkpointer.restore({"a": jnp.zeros(2)})[0]["a"].tolist() == [1, 1]
+    assert steps(tmp_path) == ["1", "2"]

@@ -12,34 +12,21 @@ import pytest
 
 from nrt_jax import hf
 from nrt_jax.data.formats import TraceFormatConfig
-from nrt_jax.data.rows import DataConfig
 from nrt_jax.errors import UserError
-from nrt_jax.evaluation import EvaluationConfig, summarise
+from nrt_jax.evaluation import summarise
 from nrt_jax.training import loop
 from nrt_jax.training.checkpoint import Checkpointer
-from nrt_jax.training.config import CheckpointConfig, RolloutConfig, TrainConfig
+from nrt_jax.training.config import CheckpointConfig, TrainConfig
 from nrt_jax.training.metrics import read_metrics
-from nrt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from nrt_jax.training.optimizer import make_optimizer
 from nrt_jax.training.setup import prepare
 from nrt_jax.training.state import abstract_state
-from tests.fixtures_run import examples, records, write_model, write_rows
+from tests.fixtures_run import examples, records, write_config, write_rows
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("inputs")
-    held_out = write_rows(folder / "test.jsonl", examples(5, start=50))
-    return TrainConfig(
-        model=str(write_model(folder / "model")),
-        data=(str(write_rows(folder / "train.jsonl", examples(12))),),
-        steps=3,
-        updates_per_step=1,
-        dataset=DataConfig(held_out=str(held_out)),
-        rollout=RolloutConfig(prompts=4, group_size=2, max_trace_length=8),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
-        evaluation=EvaluationConfig(questions=4, batch_size=4, every=2, examples=1),
-        checkpoint=CheckpointConfig(every=1),
-    )
+    return write_config(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,15 @@
 import io
 import json
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
+from nrt_jax.errors import UserError
 from nrt_jax.training.metrics import CompilationCounter, MetricsWriter, Progress, read_metrics
+from tests.fixtures_run import curves, events
 
 
 def records(workdir):
@@ -63,7 +65,7 @@ def test_a_resumed_run_leaves_no_gap_and_no_repeat(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # the crash
     with writer(tmp_path) as metrics:
-        metrics.truncate_after(3)
+        metrics.resume(3, None)
         for step in range(4, 8):
             metrics.write(step, {"loss": 10.0 * step})
     assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [
@@ -72,9 +74,37 @@ def test_a_resumed_run_leaves_no_gap_and_no_repeat(tmp_path):
     ]
 
 
-def test_truncating_a_run_without_records_is_fine(tmp_path):
-    writer(tmp_path).truncate_after(0)
+def test_resuming_a_run_without_records_is_fine(tmp_path):
+    assert writer(tmp_path).resume(0, None) == []
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_the_record_saved_with_a_checkpoint_stands_once_and_can_be_added_to(tmp_path):
+    with writer(tmp_path) as metrics:
+        for step in range(1, 6):
+            metrics.write(step, {"loss": math.nan if step == 3 else float(step)})
+            if step == 3:
+                metrics.flush(sync=True)
+                saved = metrics.last
+    for _ in range(2):  # A crash before the record is written again loses nothing.
+        again = writer(tmp_path)
+        assert [record["step"] for record in again.resume(3, saved)] == [1, 2]
+        assert [record["step"] for record in records(tmp_path)] == [1, 2]
+    with again as metrics:
+        metrics.write(3, {"accuracy": 0.5})
+        metrics.write(4, {"loss": 40.0})
+    assert [(r["step"], r["loss"], r.get("accuracy")) for r in records(tmp_path)] == [
+        *[(1, 1.0, None), (2, 2.0, None), (3, None, 0.5), (4, 40.0, None)]
+    ]
+    assert records(tmp_path)[2]["time"] == saved["time"]
+    assert curves(tmp_path)["loss"] == {1: 1.0, 2: 2.0, 3: pytest.approx(math.nan, nan_ok=True), 4: 40.0}
+
+
+@pytest.mark.parametrize("line", ["\0\0\0", "{}", "[1]", '{"step": null}'])
+def test_a_broken_line_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: is no record of a step"):
+        writer(tmp_path).resume(1, None)
 
 
 def test_a_half_written_last_line_is_passed_over(tmp_path):
@@ -89,14 +119,6 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
     (file,) = (tmp_path / "tensorboard").iterdir()
     found = [(v.tag, e.step, v.simple_value) for e in events(file.read_bytes()) for v in e.summary.value]
     assert found == [("loss", 7, 0.5)]
-
-
-def events(data):
-    """Reads a TensorBoard file: length (8 bytes), its checksum (4), the event, its checksum (4)."""
-    while data:
-        length = int.from_bytes(data[:8], "little")
-        yield Event.FromString(data[12 : 12 + length])
-        data = data[16 + length :]
 
 
 def test_progress_names_step_metrics_and_time_left_without_counting_compilation():

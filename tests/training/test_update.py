@@ -198,3 +198,24 @@ def test_padding_share_counts_the_empty_slots_of_every_part(seed, longest):
         for filled in (batch.prompts.mask[part.prompts], covered[part.prompts, :, 1 : part.length]):
             empty, slots = empty + np.sum(~filled), slots + filled.size
     assert padding_share(lengths, parts, X) == pytest.approx(empty / slots)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_an_update_that_is_not_finite_leaves_params_and_optimizer_bit_for_bit(value, micro_batches):
+    model, params = initial()
+    optimizer = optax.adam(0.1)
+    good = random_learner_batch(0, [9, 9, 9, 9])
+    bad = dataclasses.replace(good, advantage=np.where(np.arange(P)[:, None] == 2, value, good.advantage))
+    state = create_state(jax.tree.map(jnp.copy, params), optimizer)
+    options = {"model": model, "optimizer": optimizer, "config": LOSS, "micro_batches": micro_batches}
+    state, metrics = update(state, good, **options)
+    assert metrics["skipped_updates"] == 0
+    before = jax.device_get(state)
+    state, metrics = update(state, bad, **options)
+    assert metrics["skipped_updates"] == 1 and not np.isfinite(metrics["gradient_norm"])
+    chex.assert_trees_all_equal(jax.device_get(state), before)
+    state, metrics = update(state, good, **options)
+    assert metrics["skipped_updates"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(state), before))

@@ -1,9 +1,10 @@
 import json
+import re
 
 import pytest
 
 from nrt_jax.errors import UserError
-from nrt_jax.training.workdir import prepare, read_config
+from nrt_jax.training.workdir import code_version, prepare, read_config
 
 CONFIG = {"steps": 10, "seed": 0, "optimizer": {"betas": (0.9, 0.95), "schedule": {"warmup": 3}}, "stops": {}}
 
@@ -64,3 +65,16 @@ def test_a_damaged_config_is_an_error(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config.json"):
         prepare(tmp_path, CONFIG)
+
+
+def test_what_a_kill_left_half_written_does_not_stand_in_the_way(tmp_path):
+    (tmp_path / "config.json.partial").write_text('{"se')
+    assert prepare(tmp_path, CONFIG) is False
+    (tmp_path / ".hf.abc" / "new").mkdir(parents=True)
+    (tmp_path / "hf").mkdir()
+    assert prepare(tmp_path, CONFIG) is True
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "hf"]
+
+
+def test_code_has_a_version_and_in_a_checkout_a_commit():
+    assert re.fullmatch(r"\d+\.\d+\.\d+(, commit [0-9a-f]{12}(-dirty)?)?", code_version())
