@@ -17,7 +17,7 @@ from nrt_jax.data import Prompts
 from nrt_jax.objectives import LossMasks, NRTLossConfig, nrt_loss
 from nrt_jax.training.learner import LearnerBatch, completion_log_probs
 from nrt_jax.training.state import create_state
-from nrt_jax.training.update import Lengths, padding_share, plan, read_lengths, update
+from nrt_jax.training.update import SHORTEST, Lengths, padding_share, plan, read_lengths, update
 from tests.fixtures_model import VOCAB, tiny_model
 
 OPTIMIZER = optax.sgd(0.1)
@@ -166,7 +166,8 @@ def test_a_plan_splits_prompts_equally_holds_every_completion_and_has_few_length
     assert {part.prompts.size for part in parts} == {len(completions) // micro_batches}
     for part in parts:
         longest = 1 + completions[part.prompts].max()
-        assert longest <= part.length <= max(1.5 * longest, max_length / 6) and part.length <= max_length
+        # Rounding up to a power of two, or 3 / 4 of one, adds less than half.
+        assert longest <= part.length <= min(1.5 * max(longest, SHORTEST * max_length), max_length)
     in_order = [plan(Lengths(l.prompts, l.completions), max_length, 1)[0] for l in lengths.split(micro_batches)]
     assert sum(part.length for part in parts) <= sum(part.length for part in in_order)
 
