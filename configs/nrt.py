@@ -13,9 +13,9 @@ def get_config() -> TrainConfig:
     The release's own data: `python -m launch.prepare --parquet DIR` makes it from the published files of
     tulu-3-sft-mixture; then `--data tfds:tulu3_sft_mixture:train --dataset.held-out tfds:tulu3_sft_mixture:test`.
 
-    Sampling, scoring and the update are split (`max_rows`, `micro_batches`), the policy is not: it is not sharded over
-    devices yet. Where a device's memory is short, lower `--rollout.max-rows` and `--evaluation.batch-size`, raise
-    `--micro-batches`.
+    Sampling, scoring and the update are split (`max_rows`, `micro_batches`), and the policy by `--mesh.fsdp` and
+    `--mesh.tensor`. Where a device's memory is short, lower `--rollout.max-rows` and `--evaluation.batch-size`, raise
+    `--micro-batches` (prompts / updates / micro-batches stays a multiple of data x fsdp).
     """
     return TrainConfig(
         steps=810,

@@ -7,11 +7,10 @@ Prints one line and, with --json, writes every measurement. Ratios to other fram
 """
 
 import dataclasses
-import functools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -178,9 +177,9 @@ class Bench:
 
     def sample(self, params: Params) -> list[engine.Part]:
         """Samples, as training does; another seed every time."""
-        return list(self.rollout(params, functools.partial(engine.stream, devices=self.devices)))
+        return list(self.rollout([jax.device_put(params, device) for device in self.devices], engine.stream))
 
-    def rollout(self, params: Params, sample: Callable[..., Any]) -> Any:
+    def rollout(self, params: Params | Sequence[Params], sample: Callable[..., Any]) -> Any:
         """What `sample` returns."""
         self.calls += 1
         return sample(self.model, params, self.batch.prompts, jax.random.key(self.calls), self.sampling)

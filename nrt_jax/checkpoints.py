@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
-from nrt_jax import checksums, hf
+from nrt_jax import checksums, hf, parallel
 from nrt_jax.errors import UserError
 from nrt_jax.models import Frozen, Model, Params, lora
 
@@ -143,13 +144,19 @@ def load_description(location: Location, *, dtype: str = "float32") -> tuple[Mod
     return model, tokenizer
 
 
-def load_params(location: Location, model: Model, *, param_dtype: str | None = None) -> Params:
-    """The params of the model that `load_description` gave."""
+def load_params(
+    location: Location, model: Model, *, param_dtype: str | None = None, mesh: Mesh | None = None
+) -> Params:
+    """The params of the model that `load_description` gave.
+
+    With a mesh each device reads its own part of them, but for an adapter's, which are merged on one device.
+    """
     if location.has_adapter:
         return _merged(location, model, param_dtype)
+    shardings = mesh and parallel.shardings(model.logical_axes(), model.abstract_params(), mesh)
     if location.arrays is None:
-        return hf.read_params(location.description, model.config, dtype=param_dtype)
-    return restore_params(location, model, dtype=param_dtype)
+        return hf.read_params(location.description, model.config, dtype=param_dtype, shardings=shardings)
+    return restore_params(location, model, dtype=param_dtype, shardings=shardings)
 
 
 def _merged(location: Location, model: Model, param_dtype: str | None) -> Params:
@@ -191,20 +198,23 @@ def save_params(folder: str | Path, params: Params) -> None:
         checkpointer.save(Path(folder).absolute() / PARAMS, args=ocp.args.PyTreeSave(params))
 
 
-def restore_params(location: Location, model: Model, *, dtype: str | None = None) -> Params:
-    """Restores params that Orbax wrote, onto the first local device.
+def restore_params(
+    location: Location, model: Model, *, dtype: str | None = None, shardings: Params | None = None
+) -> Params:
+    """Restores params that Orbax wrote.
 
     Args:
         location: Of `locate`.
         model: What the arrays must fit.
         dtype: Of the params; None keeps each as it is stored.
+        shardings: Of each leaf; None puts all on the first local device.
 
     Raises:
         UserError: The arrays cannot be read or are another model's.
     """
     stored = _metadata(location)
     _check_shapes(location, stored, model.abstract_params())
-    return _restore_all(location, stored, dtype)
+    return _restore_all(location, stored, dtype, shardings)
 
 
 def open_params(location: Location, model: Model) -> Params:
@@ -248,13 +258,14 @@ class StoredLeaf:
         return self.read()[index]
 
 
-def _restore_all(location: Location, stored: Any, dtype: str | None) -> Params:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _restore_all(location: Location, stored: Any, dtype: str | None, shardings: Params | None = None) -> Params:
+    if shardings is None:
+        shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), stored)
 
-    def how(leaf):
+    def how(leaf, sharding):
         return ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype or leaf.dtype)
 
-    return _restore(location, jax.tree.map(how, stored))
+    return _restore(location, jax.tree.map(how, stored, shardings))
 
 
 def _restore(location: Location, restore_args: Any) -> Any:

@@ -1,13 +1,15 @@
 """How well a policy answers held-out questions: by what it writes, and by how likely it finds the known answer."""
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nrt_jax import parallel
 from nrt_jax.data.encode import Encoded, Encoder
 from nrt_jax.models import Model, Params
 from nrt_jax.rewards import score_reference
@@ -71,7 +73,7 @@ class Limits:
 
 def answer_questions(
     model: Model,
-    params: Params,
+    params: Params | Sequence[Params],
     encoder: Encoder,
     rows: Sequence[Encoded],
     rng: jax.Array,
@@ -81,9 +83,11 @@ def answer_questions(
 ) -> list[Answered]:
     """Samples one trace and answer for each question, answers it without a trace, and scores y* after both.
 
-    `before_batch` is called before each batch and ends the evaluation by raising.
+    Copies of the params take batches in turn, each while the others are at theirs. `before_batch` is called before each
+    batch and ends the evaluation by raising.
     """
-    answered = []
+    answered, running = [], collections.deque()
+    copies = [params] if isinstance(params, Mapping) else params
     stop_ids = jnp.array([encoder.format.eos], jnp.int32)
     own = SamplingConfig(
         stop_ids=stop_ids,
@@ -104,11 +108,20 @@ def answer_questions(
             min(config.batch_size, len(rows)) - len(part)
         )  # The last batch is as large as the others.
         skipping = [dataclasses.replace(row, prompt=(*row.prompt, encoder.format.delimiter)) for row in padded]
-        sampled = _sample_and_score(model, params, encoder.batch(padded), jax.random.fold_in(rng, start), own)
-        empty = sample(model, params, encoder.batch(skipping).prompts, rng, direct)
-        sampled, empty = jax.device_get((sampled, (empty.tokens[:, 0], empty.mask[:, 0])))
-        answered += [_answered(encoder, row, sampled, empty, i) for i, row in enumerate(part)]
-    return answered
+        copy = copies[start // config.batch_size % len(copies)]
+        with parallel.on(copy):
+            sampled = _sample_and_score(model, copy, encoder.batch(padded), jax.random.fold_in(rng, start), own)
+            empty = sample(model, copy, encoder.batch(skipping).prompts, rng, direct)
+            running.append((part, (sampled, (empty.tokens[:, 0], empty.mask[:, 0]))))
+        if len(running) == len(copies):
+            answered += _fetch(encoder, *running.popleft())
+    return answered + [item for batch in running for item in _fetch(encoder, *batch)]
+
+
+def _fetch(encoder: Encoder, rows: Sequence[Encoded], results) -> list[Answered]:
+    """Waits for a batch."""
+    sampled, empty = jax.device_get(results)
+    return [_answered(encoder, row, sampled, empty, i) for i, row in enumerate(rows)]
 
 
 def _answered(encoder: Encoder, row: Encoded, sampled, empty, i: int) -> Answered:

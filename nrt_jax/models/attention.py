@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from nrt_jax.parallel import constrain, num_shards
+
 MASKED = -1e30  # Finite, so that a padding query (which sees nothing) yields numbers instead of NaN.
 BLOCK_SCORES = 2**21  # Scores that exist at once, as far as one prompt has fewer.
 SAVED = "attention"  # What a remat policy may keep, by name.
@@ -50,6 +52,14 @@ class KVCache:
         """S."""
         return self.positions.shape[-1]
 
+    def lay_out(self) -> "KVCache":
+        """Prompts and heads laid out over the mesh in use."""
+        axes = ("layers",) * (self.k.ndim - 5) + ("prompts", "kv_heads")
+        arrays = self.replace(positions=None)
+        return jax.tree.map(lambda x: constrain(x, *axes), arrays).replace(
+            positions=constrain(self.positions, "prompts")
+        )
+
     def map_prompts(self, fn: Callable[..., jax.Array], *others: "KVCache") -> "KVCache":
         """Applies fn(array, its axis of prompts, arrays of the others..) to every array of a cache of all layers."""
         scale_axis = None if self.k_scale is None else 1
@@ -68,7 +78,7 @@ def empty_cache(like: KVCache, group_size: int, num_slots: int) -> KVCache:
         positions=jnp.full((num_prompts, group_size, num_slots), -1, jnp.int32),
         k_scale=scale,
         v_scale=scale,
-    )
+    ).lay_out()
 
 
 def quantize(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
@@ -142,13 +152,14 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _map_blocks(function, arrays):
     """`function` of the arrays, all with a leading P, for a few prompts at a time.
 
-    A block takes every n-th prompt, so that an axis P that is laid over devices stays on them.
+    A block takes every n-th prompt, and as many from each device that P is laid over, where they stay.
     """
     q, _, segments, *_ = arrays
     num_prompts, group_size, length, num_heads, _ = q.shape
     num_scores = group_size * length * num_heads * sum(segment.num_slots for segment in segments)
-    most = max(BLOCK_SCORES // num_scores, 1)
-    block = max(b for b in range(1, num_prompts + 1) if num_prompts % b == 0 and b <= most)
+    most, shards = max(BLOCK_SCORES // num_scores, 1), num_shards("prompts", num_prompts)
+    of_shard = num_prompts // shards
+    block = shards * max(b for b in range(1, of_shard + 1) if of_shard % b == 0 and b <= most)
     if block == num_prompts:
         return function(arrays)
     split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(block, -1, *x.shape[1:]), 0, 1), arrays)

@@ -9,7 +9,7 @@ of its K rows, and padded to whole tiles:
 `attention.attend` says what is computed and is what the kernels are tested against.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -19,6 +19,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from nrt_jax.errors import UserError
 from nrt_jax.models import attention
 from nrt_jax.models.attention import SAVED, KVCache
+from nrt_jax.parallel import num_shards, spec_in_use
 
 Backend = Literal["auto", "xla", "cudnn", "splash"]
 TILE = 128  # A kernel's lengths are multiples of this; fewer queries (scoring, decoding) are left to XLA.
@@ -75,10 +76,40 @@ def attend(
     is_plain = (window is None or window >= num_slots) and all(segment.k_scale is None for segment in segments)
     if length >= TILE and is_plain:
         if backend == "cudnn" and _fits_cudnn(q, segments):
-            return cudnn(q, segments)
+            return on_mesh(lambda q, _, segments: cudnn(q, segments), q, positions, segments)
         if backend == "splash":
-            return splash(q, positions, segments)
+            return on_mesh(splash, q, positions, segments)
     return attention.attend(q, positions, segments, window)
+
+
+def on_mesh(kernel: Callable[..., jax.Array], q: jax.Array, positions: jax.Array, segments: Sequence[KVCache]):
+    """A kernel of one device, on each device's prompts and heads of the mesh in use: the compiler cannot split it.
+
+    Args:
+        kernel: Of q, positions and segments.
+        q: [P, K, T, H, d].
+        positions: [P, K, T].
+        segments: Caches of one layer.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel(q, positions, segments)
+    num_kv_heads = segments[0].k.shape[1]
+    heads, of_kv = num_shards("heads", q.shape[3]), num_shards("kv_heads", num_kv_heads)
+    heads_axis, kv_axis = "heads", "kv_heads"
+    if heads != of_kv:
+        if heads % num_kv_heads == 0:  # Each device's queries have one head of keys, which several devices hold.
+            repeats = heads // num_kv_heads
+            segments = [s.replace(k=jnp.repeat(s.k, repeats, 1), v=jnp.repeat(s.v, repeats, 1)) for s in segments]
+        else:
+            heads_axis = kv_axis = None
+    of_q = spec_in_use(("prompts", None, None, heads_axis), q.shape)
+
+    def of_segment(segment):
+        of_values = spec_in_use(("prompts", kv_axis), segment.k.shape)
+        return KVCache(k=of_values, v=of_values, positions=spec_in_use(("prompts",), segment.positions.shape))
+
+    specs = (of_q, spec_in_use(("prompts",), positions.shape), [of_segment(segment) for segment in segments])
+    return jax.shard_map(kernel, in_specs=specs, out_specs=of_q, check_vma=False)(q, positions, list(segments))
 
 
 def _fits_cudnn(q: jax.Array, segments: Sequence[KVCache]) -> bool:

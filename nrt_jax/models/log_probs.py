@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from nrt_jax.parallel import constrain, num_shards
+
 
 def token_log_probs(
     hidden: jax.Array,
@@ -21,21 +23,29 @@ def token_log_probs(
         head: [V, D] output matrix.
         targets: [...] int token ids.
         temperature: Divides the logits; a constant to the gradient.
-        chunk_size: Positions whose logits are in memory at once.
+        chunk_size: Positions whose logits are in memory at once, on each device that the first axis is laid over.
 
     Returns:
         log_probs [...] float32 in nats, entropy [...] float32 in nats (no gradient flows through the entropy).
     """
-    num_tokens = targets.size
+    shards = num_shards("prompts", targets.shape[0])
+    num_tokens = targets.size // shards
     chunk_size = min(chunk_size, num_tokens)
     num_padding = -num_tokens % chunk_size
 
     def chunks(x, width):
-        x = jnp.pad(x.reshape(num_tokens, *width), ((0, num_padding), *((0, 0) for _ in width)))
-        return x.reshape(-1, chunk_size, *width)
+        """[.., *width] -> [n, shards x chunk, *width]: a chunk takes as many positions from each shard."""
+        x = jnp.pad(x.reshape(shards, num_tokens, *width), ((0, 0), (0, num_padding), *((0, 0) for _ in width)))
+        x = jnp.swapaxes(x.reshape(shards, -1, chunk_size, *width), 0, 1)
+        return constrain(x.reshape(-1, shards * chunk_size, *width), None, "prompts")
 
     results = _log_probs(chunks(hidden, hidden.shape[-1:]), head, chunks(targets, ()), jnp.float32(temperature))
-    log_probs, entropy = (x.reshape(-1)[:num_tokens].reshape(targets.shape) for x in results)
+
+    def whole(x):
+        x = jnp.swapaxes(x.reshape(-1, shards, chunk_size), 0, 1).reshape(shards, -1)
+        return x[:, :num_tokens].reshape(targets.shape)
+
+    log_probs, entropy = (whole(x) for x in results)
     return log_probs, jax.lax.stop_gradient(entropy)
 
 

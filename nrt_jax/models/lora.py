@@ -17,6 +17,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -75,6 +76,20 @@ def combine(trainable: dict[str, Any], frozen: Frozen | None) -> dict[str, Any]:
     for name, rows in trainable["rows"].items():
         params[name] = params[name].at[frozen.row_ids].set(rows.astype(params[name].dtype))
     return params
+
+
+def logical_axes(model, trainable: dict[str, Any]) -> dict[str, Any]:
+    """`Model.logical_axes` of what is trained, which may be all of the params."""
+    axes = model.logical_axes()
+    if "rows" not in trainable:
+        return axes
+    return {"lora": axes["lora"], "rows": {name: PartitionSpec(None, "embed") for name in trainable["rows"]}}
+
+
+def frozen_axes(model) -> Frozen:
+    """The logical axes of what is not trained."""
+    params = {name: axes for name, axes in model.logical_axes().items() if name != "lora"}
+    return Frozen(params=params, row_ids=PartitionSpec())
 
 
 def merge(params: dict[str, Any], config: LoRAConfig, dtype: str | None = None) -> dict[str, Any]:

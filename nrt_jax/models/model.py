@@ -52,6 +52,13 @@ class Model:
         """The params pytree with a `PartitionSpec` of logical axis names for each leaf."""
         return nnx.to_pure_dict(nnx.get_partition_spec(self._abstract[1]))
 
+    def compute_params(self, params: Params) -> Params:
+        """The params as every forward pass takes them: matrices in the compute dtype, to which they are rounded there.
+
+        Norms and adapters, which are scaled before they are rounded, stay as they are.
+        """
+        return params if self.config.dtype == "float32" else _compute_params(self, params)
+
     def apply(
         self,
         params: Params,
@@ -93,6 +100,15 @@ class Model:
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model: Model, rng: jax.Array) -> Params:
     return nnx.to_pure_dict(nnx.state(Transformer(model.config, nnx.Rngs(params=rng), model.lora)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compute_params(model: Model, params: Params) -> Params:
+    def cast(path, x):
+        names = [entry.key for entry in path]
+        return x if names[0] == "lora" or names[-1].endswith("norm") else x.astype(model.config.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -17,6 +17,7 @@ from nrt_jax.models.attention import SAVED, KVCache
 from nrt_jax.models.backends import Backend
 from nrt_jax.models.config import ModelConfig
 from nrt_jax.models.lora import LoRAConfig
+from nrt_jax.parallel import constrain
 
 # Logical axis names travel with each parameter; parallel/ maps them to mesh axes. Parameters are placed by jit's
 # out_shardings, so NNX must not try to place them when they are created.
@@ -129,15 +130,15 @@ class Block(nnx.Module):
             return y
 
         h = rms_norm(x, self.attention_norm[...], c.norm_eps)
-        q = rope.rotate(project("q", h), *rotation)
+        q = constrain(rope.rotate(project("q", h), *rotation), "prompts", None, None, "heads")
         k = rope.rotate(project("k", h), *rotation)
         v = project("v", h)
-        own = KVCache(k=_by_head(k), v=_by_head(v), positions=positions)
+        own = KVCache(k=_by_head(k), v=_by_head(v), positions=positions).lay_out()
         mixed = backends.attend(q, positions, (*context, own), c.sliding_window, backend)
-        x = x + project("o", mixed, num_inputs=2)
+        x = constrain(x + project("o", mixed, num_inputs=2), "prompts")
         h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
-        x = x + project("down", jax.nn.silu(project("gate", h)) * project("up", h))
-        return x, own
+        h = constrain(jax.nn.silu(project("gate", h)) * project("up", h), "prompts", None, None, "mlp")
+        return constrain(x + project("down", h), "prompts"), own
 
 
 class Transformer(nnx.Module):
@@ -173,7 +174,7 @@ class Transformer(nnx.Module):
         backend: Backend = "auto",
     ) -> tuple[jax.Array, KVCache]:
         """See `Model.apply`."""
-        x = self.embedding[...][tokens].astype(self.config.dtype)
+        x = constrain(self.embedding[...][tokens].astype(self.config.dtype), "prompts")
         cos, sin = rope.rotation(self.config.rope, self.config.head_dim, positions)
         rotation = (cos[..., None, :], sin[..., None, :])  # The same for every head.
         block, stacked = nnx.split(self.layers)

@@ -14,21 +14,22 @@ needs rows of one prompt together:
     cell       0  1  2  3  4              [N], where each row stands in the grid
 """
 
+import dataclasses
 import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from nrt_jax.models import KVCache, Model, Params, rope
+from nrt_jax.models import KVCache, Model, ModelConfig, Params, rope
 from nrt_jax.models.attention import MASKED, quantize
+from nrt_jax.parallel import constrain, num_shards
 from nrt_jax.rollout.draw import BLOCK
 
-FUSED = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
-_NUM_INPUTS = {"o": 2}  # Input axes, [H, d]; all others have one.
+_INPUTS, _NUM_INPUTS = {"o": "heads", "down": "mlp"}, {"o": 2}  # Others have one axis of inputs, D.
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -37,11 +38,11 @@ class Weights:
 
     Attributes:
         embedding: [V, D], as in params.
-        layers: For each layer the two norms [D] and, by `FUSED`'s names, matrices [outputs, inputs] in the compute
-            dtype. Their adapters stand beside them: `_a` [r, inputs] of all parts stacked, and `_b` [outputs, r],
-            scaled and block-diagonal, so that each part meets its own.
+        layers: For each layer the two norms [D] and, by the names of `_fused`, matrices [outputs, inputs] in the
+            compute dtype. Their adapters stand beside them: `_a` [r, inputs] of all parts stacked, and `_b`
+            [outputs, r], scaled and block-diagonal, so that each part meets its own.
         final_norm: [D] float32.
-        head: [V, D], zero rows up to a multiple of `BLOCK`.
+        head: [V', D], zero rows up to a multiple of `BLOCK` on each device.
     """
 
     embedding: jax.Array
@@ -90,32 +91,84 @@ class PromptCache:
     cell: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class _Fused:
+    """Matrices of a layer that are one.
+
+    Where a mesh splits the outputs, each device has its own part of every matrix, and the parts interleave:
+
+        one device     [q0 q1 q2 q3 k0 k1 v0 v1]
+        two devices    [q0 q1 k0 v0] [q2 q3 k1 v1]
+
+    Attributes:
+        parts: Their names.
+        outputs: Logical axis of the outputs; None where they lie whole on each device.
+        blocks: Devices that the outputs are split over.
+    """
+
+    parts: tuple[str, ...]
+    outputs: str | None = None
+    blocks: int = 1
+
+    def stack(self, matrices: Sequence[jax.Array]) -> jax.Array:
+        """[L, outputs, inputs] of all parts."""
+        if self.blocks == 1:
+            return jnp.concatenate(matrices, axis=1)
+        split = [m.reshape(m.shape[0], self.blocks, -1, m.shape[2]) for m in matrices]
+        return jnp.concatenate(split, axis=2).reshape(matrices[0].shape[0], -1, matrices[0].shape[2])
+
+    def split(self, x: jax.Array, sizes: Sequence[int], axis: int) -> list[jax.Array]:
+        """The parts of the outputs, which are so many along `axis`."""
+        ends = list(itertools.accumulate(size // self.blocks for size in sizes[:-1]))
+        if self.blocks == 1:
+            return jnp.split(x, ends, axis)
+        parts = jnp.split(x.reshape(*x.shape[:axis], self.blocks, -1, *x.shape[axis + 1 :]), ends, axis + 1)
+        return [part.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :]) for part in parts]
+
+
+def _fused(model: Model) -> dict[str, _Fused]:
+    """Which matrices of a layer are one, on the mesh in use: with too few heads for it, k and v are apart from q."""
+    c = model.config
+    heads, mlp = num_shards("heads", c.num_heads), num_shards("mlp", c.intermediate_size)
+    if num_shards("kv_heads", c.num_kv_heads) == heads:
+        attention = {"qkv": _Fused(("q", "k", "v"), "heads", heads)}
+    else:
+        attention = {"q": _Fused(("q",), "heads", heads), "kv": _Fused(("k", "v"))}
+    return attention | {"o": _Fused(("o",)), "gate_up": _Fused(("gate", "up"), "mlp", mlp), "down": _Fused(("down",))}
+
+
 def prepare(model: Model, params: Params) -> Weights:
     """Lays the params out for decoding; a copy of the matrices, made once a rollout."""
-    stacked, lora = params["layers"], params.get("lora", {})
-    fused = {name: stacked[name] for name in ("attention_norm", "mlp_norm")}
-    for name, parts in FUSED.items():
-        matrices = [_matrix(stacked[part], _NUM_INPUTS.get(part, 1)) for part in parts]
-        fused[name] = jnp.concatenate(matrices, axis=1)
-        ends = list(itertools.accumulate(m.shape[1] for m in matrices))
-        adapted = [
-            (lora[part], end, m.shape[1]) for part, end, m in zip(parts, ends, matrices, strict=True) if part in lora
-        ]
-        if adapted:
-            fused[name + "_a"] = jnp.concatenate(
-                [_matrix(w["a"], _NUM_INPUTS.get(parts[0], 1)) for w, _, _ in adapted], 1
-            )
-            rows = [((0, 0), (end - size, ends[-1] - end), (0, 0)) for _, end, size in adapted]
-            outputs = [_matrix(model.lora.scale * w["b"]) for w, _, _ in adapted]
-            fused[name + "_b"] = jnp.concatenate([jnp.pad(b, p) for b, p in zip(outputs, rows, strict=True)], axis=2)
-    fused = {name: x if name.endswith("norm") else x.astype(model.config.dtype) for name, x in fused.items()}
-    head = model.head(params).astype(model.config.dtype)
+    dtype, layers = model.config.dtype, {name: params["layers"][name] for name in ("attention_norm", "mlp_norm")}
+    for name, fused in _fused(model).items():
+        for suffix, x in _fuse(model, fused, params["layers"], params.get("lora", {})).items():
+            outputs = None if suffix == "_a" else fused.outputs
+            inputs = None if suffix == "_b" else _INPUTS.get(name)
+            layers[name + suffix] = constrain(x.astype(dtype), None, outputs, inputs)
+    head = model.head(params).astype(dtype)
+    shards = num_shards("vocab", 0)
     return Weights(
         embedding=params["embedding"],
-        layers=tuple({name: x[i] for name, x in fused.items()} for i in range(model.config.num_layers)),
+        layers=tuple({name: x[i] for name, x in layers.items()} for i in range(model.config.num_layers)),
         final_norm=params["final_norm"],
-        head=jnp.pad(head, ((0, -head.shape[0] % BLOCK), (0, 0))),
+        head=constrain(jnp.pad(head, ((0, -head.shape[0] % (BLOCK * shards)), (0, 0))), "vocab"),
     )
+
+
+def _fuse(model: Model, fused: _Fused, stacked: Params, lora: Params) -> dict[str, jax.Array]:
+    """One of `_fused` and, where there are any, its adapters `_a` and `_b`."""
+    num_inputs = _NUM_INPUTS.get(fused.parts[0], 1)
+    matrices = {part: _matrix(stacked[part], num_inputs) for part in fused.parts}
+    found, adapted = {"": fused.stack(list(matrices.values()))}, [part for part in fused.parts if part in lora]
+    if adapted:
+        found["_a"] = jnp.concatenate([_matrix(lora[part]["a"], num_inputs) for part in adapted], 1)
+        columns = []
+        for part in adapted:
+            b = _matrix(model.lora.scale * lora[part]["b"])
+            others = {name: jnp.zeros((*m.shape[:2], b.shape[2]), b.dtype) for name, m in matrices.items()}
+            columns.append(fused.stack(list((others | {part: b}).values())))
+        found["_b"] = jnp.concatenate(columns, axis=2)
+    return found
 
 
 def _matrix(weight: jax.Array, num_inputs: int = 1) -> jax.Array:
@@ -145,7 +198,8 @@ def empty_segments(like: KVCache, num_rows: int, num_slots: int) -> tuple[Segmen
     num_layers, _, num_kv_heads, _, _, head_dim = like.k.shape
     k = jnp.zeros((num_rows, num_kv_heads, head_dim, num_slots), like.k.dtype)
     scale = None if like.k_scale is None else jnp.zeros((num_rows, num_kv_heads, num_slots))
-    return (Segment(k=k, v=jnp.swapaxes(k, -1, -2), k_scale=scale, v_scale=scale),) * num_layers
+    segment = Segment(k=k, v=jnp.swapaxes(k, -1, -2), k_scale=scale, v_scale=scale)
+    return (jax.tree.map(lambda x: constrain(x, None, "kv_heads"), segment),) * num_layers
 
 
 def logits(model: Model, weights: Weights, hidden: jax.Array) -> jax.Array:
@@ -193,26 +247,34 @@ def feed(
         prompt_visible &= distance < c.sliding_window
     bias, prompt_bias = (jnp.where(mask, 0.0, MASKED) for mask in (visible[:, None, None], prompt_visible))
 
-    written = []
+    written, fused = [], _fused(model)
     for layer, shared, own in zip(weights.layers, prompts.layers, layers, strict=True):
         h = _rms_norm(x, layer["attention_norm"], c.norm_eps)
-        # The barrier: or else XLA has the product write its transpose, at four times the product's time.
-        heads = jax.lax.optimization_barrier(_linear(layer, "qkv", h)).T
-        heads = jax.lax.optimization_barrier(heads).reshape(len(token), -1, c.head_dim)
-        q, k, v = jnp.split(heads, [c.num_heads, c.num_heads + c.num_kv_heads], axis=1)
+        q, k, v = (x for name in ("qkv", "q", "kv") if name in fused for x in _heads(c, fused[name], layer, name, h))
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         written.append(_write(own, k, v, slot))
         q = (q * c.head_dim**-0.5).reshape(len(token), c.num_kv_heads, -1, c.head_dim)
         of_prompt = _attend_prompts(q, prompts, shared, prompt_bias)
         mixed = _join(of_prompt, _partial_attention(q, written[-1], bias)).astype(q.dtype)
         x = x + _linear(layer, "o", mixed.reshape(len(token), -1).T)
-        gate, up = jnp.split(_linear(layer, "gate_up", _rms_norm(x, layer["mlp_norm"], c.norm_eps)), 2)
+        gate_up = _linear(layer, "gate_up", _rms_norm(x, layer["mlp_norm"], c.norm_eps))
+        gate, up = fused["gate_up"].split(gate_up, [c.intermediate_size] * 2, axis=0)
         x = x + _linear(layer, "down", jax.nn.silu(gate) * up)
     return _rms_norm(x, weights.final_norm, c.norm_eps), tuple(written)
 
 
+def _heads(config: ModelConfig, fused: _Fused, layer: dict, name: str, x: jax.Array) -> list[jax.Array]:
+    """The parts [N, heads, d] of the products of `_fused` that make queries, keys or values."""
+    # The barrier: or else XLA has the product write its transpose, at four times the product's time.
+    heads = jax.lax.optimization_barrier(_linear(layer, name, x)).T
+    heads = jax.lax.optimization_barrier(heads).reshape(heads.shape[0], -1, config.head_dim)
+    return fused.split(
+        heads, [config.num_heads if part == "q" else config.num_kv_heads for part in fused.parts], axis=1
+    )
+
+
 def _linear(layer: dict, name: str, x: jax.Array) -> jax.Array:
-    """The stacked outputs [outputs, N] of one of `FUSED`."""
+    """The stacked outputs [outputs, N] of one of `_fused`."""
     y = layer[name] @ x
     return y + layer[name + "_b"] @ (layer[name + "_a"] @ x) if name + "_a" in layer else y
 

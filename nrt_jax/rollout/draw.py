@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax.errors import UserError
+from nrt_jax.parallel import num_shards
 
 BLOCK = 64  # V is padded to a multiple of it.
 MASKED = -1e30  # The logit of padding; finite, so that its terms of the entropy are 0 and not NaN.
@@ -91,16 +92,24 @@ def draw(
 
     least = jnp.where(greedy, 1.0, _least_relative(relative, truncation))
     token = _invert(jnp.where(relative >= least, relative, 0.0), jnp.where(greedy, 0.0, uniform))
-    log_prob = jnp.take_along_axis(shifted, token[None], axis=0)[0] - log_total
-    return Draw(token, log_prob, entropy, shifted[watched] - log_total)
+    return Draw(token, _at(shifted, token) - log_total, entropy, _at(shifted, watched) - log_total)
 
 
 def _invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     """The token [N] at which each row's cumulative weight [V, N] passes the uniform numbers."""
     blocks = weights.reshape(-1, BLOCK, weights.shape[-1])
     block = _first_above(jnp.sum(blocks, axis=1), uniform[:, 0])
-    inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
-    return block * BLOCK + _first_above(inside, uniform[:, 1])
+    return block * BLOCK + _first_above(_at(blocks, block), uniform[:, 1])
+
+
+def _at(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x [V or blocks, .., N] at each row's index [N], or at one index [], of its first axis."""
+    if num_shards("vocab", x.shape[0]) > 1:  # Split over devices, an indexed x would be brought to all of them.
+        is_there = jnp.arange(x.shape[0]).reshape(-1, *(1,) * (x.ndim - 1)) == index
+        return jnp.sum(jnp.where(is_there, x, 0.0), axis=0)
+    if index.ndim == 0:
+        return x[index]
+    return jnp.take_along_axis(x, index.reshape(*(1,) * (x.ndim - 1), -1), axis=0)[0]
 
 
 def _first_above(weights: jax.Array, uniform: jax.Array) -> jax.Array:

@@ -16,17 +16,18 @@ times, and each pair of the two that occurs is one program.
 
 import collections
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nrt_jax import parallel
 from nrt_jax.data.batch import Prompts
 from nrt_jax.models import Model, Params
 from nrt_jax.rollout import decoder, sampler
-from nrt_jax.rollout.decoder import PromptCache
+from nrt_jax.rollout.decoder import PromptCache, Weights
 from nrt_jax.rollout.sampler import Groups, Rollout, Rows, SamplingConfig, row_keys
 
 HALVINGS = 3  # Of the number of seats, at most: few rows take little less time than fewer, and each is a program.
@@ -39,7 +40,7 @@ class Part:
     Attributes:
         prompts: Indices of their prompts.
         rollout: Theirs. All parts have one shape: where there are fewer prompts than groups, the last are padding.
-        params: The copy of the policy's parameters on the device that holds the rollout.
+        params: The copy of the policy's parameters beside the rollout.
     """
 
     prompts: np.ndarray
@@ -48,58 +49,47 @@ class Part:
 
 
 def sample(
-    model: Model,
-    params: Params,
-    prompts: Prompts,
-    rng: jax.Array,
-    config: SamplingConfig,
-    devices: Sequence[jax.Device] | None = None,
+    model: Model, params: Params | Sequence[Params], prompts: Prompts, rng: jax.Array, config: SamplingConfig
 ) -> Rollout:
     """`sampler.sample`, with the same result, for the host alone: it cannot stand inside jit.
 
     Args:
         model: The policy.
-        params: Its parameters.
+        params: Its parameters, or copies of them; see `stream`.
         prompts: P prompts.
         rng: One key, from which rows derive theirs (`row_keys`), or [P, K] keys.
         config: How to sample.
-        devices: Those that sample, each with a copy of the policy; None for the one that holds it.
     """
-    parts = list(stream(model, params, prompts, rng, config, devices))
+    parts = list(stream(model, params, prompts, rng, config))
     if len(parts) == 1:
         return parts[0].rollout
     ids = np.concatenate([part.prompts for part in parts])
     is_real = np.concatenate([np.arange(len(part.rollout.finished)) < len(part.prompts) for part in parts])
     order = np.flatnonzero(is_real)[np.argsort(ids)]
-    home = next(iter(jax.tree.leaves(params)[0].devices()))
+    home = parallel.beside(parts[0].params)
     first, *others = (jax.device_put(part.rollout, home) for part in parts)
     return first.map_prompts(lambda x, axis, *more: jnp.take(jnp.concatenate([x, *more], axis), order, axis), *others)
 
 
 def stream(
-    model: Model,
-    params: Params,
-    prompts: Prompts,
-    rng: jax.Array,
-    config: SamplingConfig,
-    devices: Sequence[jax.Device] | None = None,
+    model: Model, params: Params | Sequence[Params], prompts: Prompts, rng: jax.Array, config: SamplingConfig
 ) -> Iterator[Part]:
     """Samples like `sample`, and hands out groups when all of their rows are done, in any order.
 
     Args:
         model: The policy.
-        params: Its parameters.
+        params: Its parameters, or copies of them: each is a replica, a device or a mesh of some
+            (`parallel.Layout.copies`), and all of them sample.
         prompts: P prompts.
         rng: One key, from which rows derive theirs (`row_keys`), or [P, K] keys.
-        config: How to sample; `max_rows` counts on each device.
-        devices: Those that sample, each with a copy of the policy; None for the one that holds it.
+        config: How to sample; `max_rows` counts on each replica.
     """
     queue = collections.deque(range(len(prompts.tokens)))
-    devices = devices or [None]
-    share = -(-len(queue) // len(devices))  # Prompts of a device that takes no more than its part.
-    runs = [_Run(model, params, prompts, rng, config, queue, share, device) for device in devices]
+    copies = [params] if isinstance(params, Mapping) else params
+    share = -(-len(queue) // len(copies))  # Prompts of a replica that takes no more than its part.
+    runs = [_Run(model, copy, prompts, rng, config, queue, share) for copy in copies]
     while runs:
-        # The first whose chunk is over, or else the one that has been at it for longest: no device waits for another.
+        # The first whose chunk is over, or else the one that has been at it for longest: no replica waits for another.
         run = next((run for run in runs if run.is_ready()), runs[0])
         runs.remove(run)
         run.leave()
@@ -109,15 +99,26 @@ def stream(
             runs.append(run)
 
 
+def _on_replica(method):
+    """A method that calls programs, in whose block the replica's mesh is in use."""
+
+    @functools.wraps(method)
+    def call(run: "_Run", *args):
+        with parallel.on(run.params):
+            return method(run, *args)
+
+    return call
+
+
 class _Run:
-    """One rollout on its way. A row is numbered place x K + k, by the place of its group in `groups`.
+    """One replica's rollout on its way. A row is numbered place x K + k, by the place of its group in `groups`.
 
     Attributes:
         num_seats: Rows decoded at once, at most.
         num_places: Groups in memory at once. Twice what the seats need: a group keeps its place until all of its rows
             have left, and meanwhile others use their seats.
         batch: Prompts that are run, and groups that are handed out, at once.
-        queue: Prompts that have no place yet; all devices take from it.
+        queue: Prompts that have no place yet; all replicas take from it.
         prompt: [places] the prompt at each place, or -1.
         missing: [places] how many of its rows have not left.
         waiting: Rows that have no seat yet.
@@ -138,16 +139,14 @@ class _Run:
         config: SamplingConfig,
         queue: collections.deque[int],
         num_prompts: int,
-        device: jax.Device | None,
     ):
         """Seats nobody yet; of the prompts in the queue, which others may share, it is to take `num_prompts`."""
         keys = row_keys(rng, len(prompts.tokens), config.group_size) if rng.ndim == 0 else rng
         # On the host, where picking some of them compiles nothing.
         self.prompts, key_data = jax.device_get((prompts, jax.random.key_data(keys)))
         self.keys, self.key_impl = key_data.reshape(keys.size, -1), jax.random.key_impl(keys)
-        self.model, self.config, self.queue, self.device = model, config, queue, device
-        self.params = jax.device_put(params, device)
-        self.weights = _prepare(model, self.params)
+        self.model, self.params, self.config, self.queue = model, params, config, queue
+        self.weights = self._prepare()
         self.num_seats, self.num_places, self.batch = num_prompts * config.group_size, num_prompts, num_prompts
         if config.max_rows is not None and config.max_rows < self.num_seats:
             self.num_seats = config.max_rows
@@ -158,10 +157,15 @@ class _Run:
         self.seated, self.first, self.slot = np.zeros(0, int), np.zeros(0, int), 0
         self.groups = self.rows = self.shared = None
 
+    @_on_replica
+    def _prepare(self) -> Weights:
+        return _prepare(self.model, self.params)
+
     def is_ready(self) -> bool:
         """Its last chunk is over."""
         return self.rows is None or self.rows.done.is_ready()
 
+    @_on_replica
     def leave(self) -> None:
         """Stores the rows that are done, if others can move then."""
         if self.rows is None:
@@ -194,6 +198,7 @@ class _Run:
         """Prompts wait for places, and seats for rows."""
         return bool(self.queue) and np.count_nonzero(self.seated >= 0) + len(self.waiting) < self.num_seats
 
+    @_on_replica
     def _admit(self) -> bool:
         """Runs a batch of prompts, if there are places for them; returns whether it did."""
         size = min(self.batch, len(self.queue))
@@ -204,7 +209,7 @@ class _Run:
         self.missing[places] = self.config.group_size
         self.waiting.extend((places[:, None] * self.config.group_size + np.arange(self.config.group_size)).reshape(-1))
         ids = _padded(self.prompt[places], self.batch)
-        prompts = jax.device_put(jax.tree.map(lambda x: x[ids], self.prompts), self.device)
+        prompts = jax.device_put(jax.tree.map(lambda x: x[ids], self.prompts), parallel.beside(self.params))
         new = _begin(self.model, self.params, prompts, self.config)
         if self.batch == self.num_places:
             self.groups = new
@@ -212,11 +217,13 @@ class _Run:
             self.groups = _place(self.groups, new, _padded(places, self.batch), self.num_places)
         return True
 
+    @_on_replica
     def _rollout_of(self, places: np.ndarray) -> Rollout:
         if self.batch == self.num_places:  # All at once: no copy.
             return self.groups.rollout
         return _take(self.groups.rollout, _padded(places, self.batch))
 
+    @_on_replica
     def take_seats(self) -> bool:
         """Seats rows that wait and makes room for the next tokens; returns whether anyone decodes."""
         kept = np.flatnonzero(self.seated >= 0)
@@ -269,6 +276,7 @@ class _Run:
             cell=_padded(cell, size),
         )
 
+    @_on_replica
     def advance(self) -> None:
         """Decodes a chunk."""
         slot, num_steps = np.int32(self.slot), self.config.chunk_size

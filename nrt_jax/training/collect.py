@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from nrt_jax import parallel
 from nrt_jax.data.batch import Batch
 from nrt_jax.models import Model, Params
 from nrt_jax.rollout import SamplingConfig, engine, row_keys
@@ -18,27 +19,25 @@ from nrt_jax.training.step import Outcome, reward_rollout
 
 def collect(
     model: Model,
-    params: Params,
+    params: Params | Sequence[Params],
     batch: Batch,
     rng: jax.Array,
     sampling: SamplingConfig,
-    devices: Sequence[jax.Device] | None = None,
     **reward: Any,
 ) -> tuple[LearnerBatch, Outcome]:
     """Samples, scores and rewards.
 
     Args:
         model: The policy.
-        params: Its parameters.
+        params: Its parameters, or a copy of them on each replica that samples (`engine.stream`).
         batch: P questions with their answers.
         rng: Of the sampling, and of the `random` reward.
         sampling: How to sample.
-        devices: Those that sample, each with a copy of the policy; None for the one that holds it.
         **reward: Configs of `reward_rollout`.
     """
     sample_rng, reward_rng = jax.random.split(rng)
     keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
-    parts = engine.stream(model, params, batch.prompts, sample_rng, sampling, devices)
+    parts = engine.stream(model, params, batch.prompts, sample_rng, sampling)
     return reward_parts(model, parts, batch, keys, sampling.temperature, **reward)
 
 
@@ -68,7 +67,8 @@ def reward_parts(
         num_padding = len(part.rollout.finished) - len(part.prompts)
         index = np.append(part.prompts, np.repeat(part.prompts[:1], num_padding))
         args = (part.params, part.rollout, batch.take(index), keys[index], temperature)
-        done.append(reward_rollout(*args, model=model, **reward))
+        with parallel.on(part.params):
+            done.append(reward_rollout(*args, model=model, **reward))
         indices.append(part.prompts)
     if len(done) == 1:  # All prompts, in order.
         return done[0]

@@ -13,6 +13,7 @@ from nrt_jax.models import LoRAConfig, Remat
 from nrt_jax.models.backends import Backend
 from nrt_jax.models.lora import PROJECTIONS
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
+from nrt_jax.parallel import MeshConfig
 from nrt_jax.rewards import AGGREGATIONS
 from nrt_jax.rollout import check_truncation
 from nrt_jax.training.optimizer import OptimizerConfig
@@ -38,7 +39,7 @@ class RolloutConfig:
             there are caches of as many rows that are done but whose groups are not.
         cache_dtype: Of the keys and values that decoding and scoring read; `auto` is bfloat16 on accelerators, and on a
             CPU the compute dtype.
-        devices: Devices that sample, each with a copy of the policy.
+        devices: Devices that sample, each with a copy of the policy, where one device trains; of a mesh, all sample.
     """
 
     prompts: int = 256
@@ -116,6 +117,7 @@ class TrainConfig:
         advantage: Baseline and scale of advantages.
         loss: Weights and switches of the loss.
         lora: Low-rank adapters; the run then exports `adapter/` for PEFT beside the merged `hf/`.
+        mesh: Layout over devices.
         optimizer: AdamW.
         evaluation: Evaluation on held-out questions.
         checkpoint: Saving.
@@ -141,6 +143,7 @@ class TrainConfig:
     advantage: AdvantageConfig = AdvantageConfig()
     loss: NRTLossConfig = NRTLossConfig()
     lora: LoRAConfig = LoRAConfig()
+    mesh: MeshConfig = MeshConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -181,12 +184,21 @@ class TrainConfig:
             if target not in PROJECTIONS:
                 raise unknown_name("lora.targets", target, PROJECTIONS)
         _require(bool(self.lora.targets), "lora.targets", "()", "at least one of " + ", ".join(PROJECTIONS))
-        parts = self.updates_per_step * self.micro_batches
+        self.mesh.validate()
+        _require(
+            self.mesh.num_devices == 1 or self.rollout.devices == 1,
+            "rollout.devices",
+            self.rollout.devices,
+            "1 beside a mesh, all of whose devices sample",
+        )
+        shards = self.mesh.data * self.mesh.fsdp
+        parts = self.updates_per_step * self.micro_batches * shards
         _require(
             self.rollout.prompts % parts == 0,
             "rollout.prompts",
             self.rollout.prompts,
-            f"a multiple of {parts} = updates_per_step x micro_batches, which split it into equal parts",
+            f"a multiple of {parts} = updates_per_step x micro_batches{' x mesh.data x mesh.fsdp' * (shards > 1)}, "
+            "which split it into equal parts",
         )
 
     def _field(self, name: str):

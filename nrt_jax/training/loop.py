@@ -30,8 +30,16 @@ from nrt_jax.training.state import TrainState, abstract_state, create_state
 from nrt_jax.training.step import describe, sampling_config
 from nrt_jax.training.update import read_lengths, update
 
-#: What a resumed run may change: how long it goes on, how often it reports and saves.
-MAY_CHANGE = ("workdir", "checkpoint", "max_skipped", "evaluation.every", "evaluation.examples", "dataset.workers")
+#: What a resumed run may change: how long it goes on, how often it reports and saves, and on which devices.
+MAY_CHANGE = (
+    "workdir",
+    "checkpoint",
+    "max_skipped",
+    "evaluation.every",
+    "evaluation.examples",
+    "dataset.workers",
+    "mesh",
+)
 SHOWN = (
     ("loss", "accuracy", "gradient_norm"),  # of supervised runs
     ("reward", "reward_gain", "answer_prob", "accuracy", "entropy", "trace_length", "empty_trace_share"),
@@ -164,11 +172,10 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
 def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[LearnerBatch, dict]:
     learner_batch, outcome = collect(
         setup.model,
-        setup.policy(state.params),
+        setup.copies(state.params),
         setup.encoder.batch(rows),
         rng,
         sampling_config(config.rollout, setup.trace_format),
-        jax.local_devices()[: config.rollout.devices],
         reward_config=config.reward,
         advantage_config=config.advantage,
         loss_config=config.loss,
@@ -187,8 +194,9 @@ def minibatch(batch: LearnerBatch, index: int, count: int) -> LearnerBatch:
 def _answer(config: TrainConfig, setup: Setup, params, stop: StopRequest) -> list[Answered]:
     """Raises Stopped between two batches if a signal came."""
     rng = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_STREAM)
+    params = setup.copies(params) if setup.layout else setup.policy(params)
     how = (config.evaluation, setup.limits, stop.check)
-    return answer_questions(setup.model, setup.policy(params), setup.encoder, setup.held_out, rng, *how)
+    return answer_questions(setup.model, params, setup.encoder, setup.held_out, rng, *how)
 
 
 def _answers_before(config: TrainConfig, setup: Setup, folder: Path, stop: StopRequest) -> list[Answered]:

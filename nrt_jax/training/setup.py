@@ -14,6 +14,7 @@ from nrt_jax.data.load import Data, load, open_sources
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import Limits
 from nrt_jax.models import Frozen, Model, Params, backends, lora
+from nrt_jax.parallel import Layout
 from nrt_jax.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Setup:
         limits: Most tokens of a trace and an answer in evaluation.
         model_folder: Where the model came from.
         max_length: Most tokens of a whole sample.
+        layout: Over devices; None where one trains.
+        devices: Those that sample where one trains.
     """
 
     model: Model
@@ -51,10 +54,19 @@ class Setup:
     limits: Limits
     model_folder: Path
     max_length: int
+    layout: Layout | None
+    devices: list[jax.Device]
 
     def policy(self, params: Params) -> Params:
         """The params of the whole policy, given those that are trained."""
         return lora.combine(params, self.frozen)
+
+    def copies(self, params: Params) -> list[Params]:
+        """Copies of `policy`, one on each replica that samples."""
+        policy = self.policy(params)
+        if self.layout is None:
+            return [jax.device_put(policy, device) for device in self.devices]
+        return self.layout.copies(self.model.compute_params(policy), self.model.logical_axes())
 
 
 def prepare(config: TrainConfig) -> Setup:
@@ -64,7 +76,8 @@ def prepare(config: TrainConfig) -> Setup:
         UserError: A value, file, row, tensor or token is wrong; the message names it.
     """
     config.validate()
-    parallel.use_devices(config.rollout.devices, field="rollout.devices")
+    layout = Layout.of(config.mesh)
+    devices = parallel.use_devices(config.rollout.devices, field="rollout.devices")
     backends.check(config.attention, field="attention")
     questions = config.evaluation.questions
     opened = open_sources(config.data, config.dataset, num_held_out=questions, seed=config.seed)
@@ -90,7 +103,7 @@ def prepare(config: TrainConfig) -> Setup:
             f"with a column {config.dataset.trace_column!r} (--dataset.trace-column), or --objective sft"
         )
     param_dtype = config.dtype if config.lora.rank else "float32"  # only what is trained needs float32
-    params = checkpoints.load_params(location, plain, param_dtype=param_dtype)
+    params = checkpoints.load_params(location, plain, param_dtype=param_dtype, mesh=layout and layout.train)
     params = formats.resolve(config.trace, plain, params, known)[2]  # with the rows of added tokens
     adapter = frozen = None
     if config.lora.rank:
@@ -102,6 +115,9 @@ def prepare(config: TrainConfig) -> Setup:
         is_local = checkpoints.is_local(config.model)
         base = str(location.base.absolute()) if is_local else config.model
         adapter = hf.Adapter(config.lora, base, tuple(added))
+    if layout:
+        params = layout.place(params, lora.logical_axes(model, params))
+        frozen = frozen and layout.place(frozen, lora.frozen_axes(model))
     return Setup(
         model=model,
         params=params,
@@ -119,4 +135,6 @@ def prepare(config: TrainConfig) -> Setup:
         ),
         model_folder=location.base,
         max_length=max_length,
+        layout=layout,
+        devices=devices,
     )

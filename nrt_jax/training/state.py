@@ -4,6 +4,7 @@ import flax.struct
 import jax
 import optax
 
+from nrt_jax import parallel
 from nrt_jax.models import Params
 
 
@@ -24,9 +25,31 @@ class TrainState:
 
 def create_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    return TrainState(step=jax.numpy.int32(0), params=params, opt_state=optimizer.init(params))
+    return jax.device_put(_new(params, optimizer), _shardings(params, optimizer))
 
 
 def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The shapes and dtypes of a state with such params, for restoring a checkpoint."""
-    return jax.eval_shape(lambda params: create_state(params, optimizer), params)
+    """The shapes, dtypes and shardings of a state with such params, for restoring a checkpoint."""
+    shapes = jax.eval_shape(lambda params: _new(params, optimizer), params)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        _shardings(params, optimizer),
+    )
+
+
+def _new(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(step=jax.numpy.int32(0), params=params, opt_state=optimizer.init(params))
+
+
+def _shardings(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Moments lie as their parameters do, and numbers beside them."""
+    of_params, beside = jax.tree.map(lambda x: x.sharding, params), parallel.beside(params)
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, params),
+        of_params,
+        transform_non_params=lambda _: beside,
+    )
+    return TrainState(step=beside, params=of_params, opt_state=opt_state)

@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nrt_jax import parallel
 from nrt_jax.models import Frozen, Model, Params, Remat
-from nrt_jax.models.lora import combine
+from nrt_jax.models.lora import combine, logical_axes
 from nrt_jax.objectives import NRTLossConfig, denominators, nrt_loss
 from nrt_jax.training.learner import LearnerBatch, completion_log_probs
 from nrt_jax.training.state import TrainState
@@ -132,7 +133,7 @@ def update(
     For the host alone: it plans the parts and dispatches a program for each, then one for the optimizer.
 
     Args:
-        state: Donated.
+        state: Donated. On a mesh, its arrays stay laid out as they are, and a part's prompts are laid over it.
         batch: The mini-batch.
         temperature: Divides the logits.
         model: The policy.
@@ -147,25 +148,26 @@ def update(
         The new state and scalars: the loss and its terms, the trace's entropy, the gradient's global norm,
         `skipped_updates` (1 where loss or gradient was not finite, and the state is the old one), `padding_share`.
     """
-    batch = jax.device_put(batch)
     lengths = lengths or read_lengths(batch)
+    batch = jax.device_put(batch, parallel.beside(state.params))
     parts = plan(lengths, batch.tokens.shape[-1], micro_batches)
-    gradient, metrics = None if micro_batches == 1 else _zeros_like(state.params), []
-    for part in parts:
-        gradient, of_part = add_gradient(
-            gradient,
-            state.params,
-            frozen,
-            batch,
-            part.prompts,
-            temperature,
-            model=model,
-            config=config,
-            length=part.length,
-            remat=remat,
-        )
-        metrics.append(of_part)
-    state, summed = apply_gradient(state, gradient, metrics, optimizer=optimizer)
+    with parallel.on(state.params):
+        gradient, metrics = None if micro_batches == 1 else _zeros_like(model, state.params), []
+        for part in parts:
+            gradient, of_part = add_gradient(
+                gradient,
+                state.params,
+                frozen,
+                batch,
+                part.prompts,
+                temperature,
+                model=model,
+                config=config,
+                length=part.length,
+                remat=remat,
+            )
+            metrics.append(of_part)
+        state, summed = apply_gradient(state, gradient, metrics, optimizer=optimizer)
     return state, summed | {"padding_share": padding_share(lengths, parts, batch.prompts.tokens.shape[-1])}
 
 
@@ -201,6 +203,7 @@ def add_gradient(
         The sum, and this part's share of the loss, its terms and the means over trace tokens.
     """
     part = jax.tree.map(lambda x: x[prompts, :, :length] if x.ndim == 3 else x[prompts], batch)
+    part = jax.tree.map(lambda x: parallel.constrain(x, "prompts"), part)
     divide_by = denominators(batch.masks, config)
     num_trace = jnp.sum(part.masks.trace)
     share = num_trace / jnp.maximum(jnp.sum(batch.masks.trace), 1)
@@ -216,6 +219,7 @@ def add_gradient(
         return loss, metrics | of_trace | {"loss": loss}
 
     new, metrics = jax.grad(loss_fn, has_aux=True)(params)
+    new = parallel.constrain_tree(new, logical_axes(model, params))
     return new if gradient is None else jax.tree.map(jnp.add, gradient, new), metrics
 
 
@@ -244,6 +248,6 @@ def apply_gradient(
     return state, summed | {"skipped_updates": 1 - finite.astype(jnp.int32)}
 
 
-@jax.jit
-def _zeros_like(params: Params) -> Params:
-    return jax.tree.map(jnp.zeros_like, params)
+@functools.partial(jax.jit, static_argnums=0)
+def _zeros_like(model: Model, params: Params) -> Params:
+    return parallel.constrain_tree(jax.tree.map(jnp.zeros_like, params), logical_axes(model, params))

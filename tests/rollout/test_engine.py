@@ -53,14 +53,16 @@ def test_order_of_prompts_and_number_of_devices_change_nothing():
     config = with_stops(sampling(chunk_size=3), MANY)
     plain = engine.sample(model, params, batch.prompts, keys, config)
     moved = jax.tree.map(lambda x: x[order], batch.prompts)
-    on_two = engine.sample(model, params, moved, keys[order], config, jax.devices()[:2])
+    copies = [jax.device_put(params, device) for device in jax.devices()[:2]]
+    on_two = engine.sample(model, copies, moved, keys[order], config)
     assert_same(plain, on_two.map_prompts(lambda x, axis: jnp.take(x, np.argsort(order), axis)))
 
 
 def test_groups_are_handed_out_once_each_where_they_were_sampled():
     model, params = tiny_model()
     batch, config = random_batch(3), with_stops(sampling(chunk_size=3), MANY).replace(max_rows=2)
-    parts = list(engine.stream(model, params, batch.prompts, jax.random.key(3), config, jax.devices()[:2]))
+    copies = [jax.device_put(params, device) for device in jax.devices()[:2]]
+    parts = list(engine.stream(model, copies, batch.prompts, jax.random.key(3), config))
     assert sorted(np.concatenate([part.prompts for part in parts])) == [0, 1, 2]
     for part in parts:
         devices = {device for leaf in jax.tree.leaves((part.params, part.rollout)) for device in leaf.devices()}

@@ -15,11 +15,10 @@ def collected(mode, *, max_rows=None, devices=None):
     model, params = tiny_model()
     learner_batch, outcome = collect(
         model,
-        params,
+        [jax.device_put(params, device) for device in devices] if devices else params,
         random_batch(2),
         jax.random.key(1),
         sampling(chunk_size=3).replace(max_rows=max_rows),
-        devices,
         reward_config=RewardConfig(mode),
         advantage_config=AdvantageConfig(),
         loss_config=NRTLossConfig(),

@@ -9,7 +9,7 @@ from nrt_jax.data import Prompts
 from nrt_jax.models import Model, ModelConfig
 from nrt_jax.objectives import LossMasks, NRTLossConfig
 from nrt_jax.training.learner import LearnerBatch
-from nrt_jax.training.state import create_state
+from nrt_jax.training.state import abstract_state
 from nrt_jax.training.update import add_gradient, apply_gradient
 
 OPTIMIZER = optax.adam(1e-3)
@@ -54,7 +54,7 @@ def gradient_program(sizes: tuple[int, int, int, int], **options):
 
 def optimizer_program(**options):
     params = shape(**options).abstract_params()
-    state = jax.eval_shape(lambda params: create_state(params, OPTIMIZER), params)
+    state = abstract_state(params, OPTIMIZER)
     return apply_gradient.lower(state, params, [{}], optimizer=OPTIMIZER).compile()
 
 
