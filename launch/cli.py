@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import absl.logging
 import tyro
 
-from nrt_jax.errors import UserError
+from nrt_jax.errors import UserError, one_line
 from nrt_jax.training.config_io import describe, init_types, is_required, leaf_types
 
 ConfigT = TypeVar("ConfigT")
@@ -60,7 +60,7 @@ def run(
     try:
         main(parse(config_type, prog, description, default_config=default_config, implied=implied, args=args))
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

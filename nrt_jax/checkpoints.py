@@ -9,6 +9,7 @@ run      DIR/model/ (as above, without weights), checkpoints/STEP/  made by laun
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 ASSETS = Path(__file__).resolve().parent / "assets"
+_MAX_RATIO = 1000
 PARAMS, DESCRIPTION, STEPS = "params", "model", "checkpoints"
 
 
@@ -267,7 +269,22 @@ def _metadata(location: Location) -> Any:
             stored = stored[PARAMS] if location.in_state else stored
         except Exception as error:
             raise _unreadable(location, error) from error
+    _check_size(location, stored)
     return stored
+
+
+def _check_size(location: Location, stored: Any) -> None:
+    """Refuses a description of arrays that the files cannot hold: Orbax fills with zeros what is not there.
+
+    Weights hardly compress; what claims to have shrunk a thousandfold is not there.
+    """
+    claimed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(stored))
+    on_disk = sum(path.stat().st_size for path in location.arrays.rglob("*") if path.is_file())
+    if claimed > _MAX_RATIO * on_disk:
+        raise UserError(
+            f"{location.arrays}: its arrays claim {claimed:,} bytes, but its files have {on_disk:,}; expected a whole "
+            "Orbax checkpoint, copy it again"
+        )
 
 
 def _unreadable(location: Location, error: Exception) -> UserError:

@@ -20,6 +20,8 @@ import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
+from nrt_jax.errors import UserError
+
 METRICS_FILE = "metrics.jsonl"
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # Recorded once a program, whether or not the cache had it.
 
@@ -123,9 +125,25 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the records of `metrics.jsonl`; a last line without its end, left by a crash, is passed over."""
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    """Reads the records of `metrics.jsonl`; a last line without its end, left by a crash, is passed over.
+
+    Raises:
+        UserError: A whole line is no record; names file and line.
+    """
+    lines = pathlib.Path(path).read_bytes().splitlines(keepends=True)
+    return [
+        _record(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.endswith(b"\n") and line.strip()
+    ]
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is not JSON ({error}); remove that line to go on") from error
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise UserError(f"{where}: has no whole number 'step'; expected a run's record, remove that line to go on")
+    return record
 
 
 class Progress:
