@@ -130,8 +130,8 @@ def load_location(
     location: Location, *, dtype: str = "float32", param_dtype: str | None = None
 ) -> tuple[Model, Params, "Tokenizer"]:
     """`load` for a place that is known; a `param_dtype` of None keeps each leaf as it is stored."""
+    model = Model(hf.read_config(location.base, dtype=dtype))  # before the tokenizer, whose loader reads it too
     tokenizer = location.tokenizer()  # before the weights: the quicker failure first
-    model = Model(hf.read_config(location.base, dtype=dtype))
     if location.has_adapter:
         vocab_size = max(model.config.vocab_size, hf.vocabulary_size(tokenizer))
         model = Model(dataclasses.replace(model.config, vocab_size=vocab_size))
@@ -267,18 +267,18 @@ def _metadata(location: Location) -> Any:
         try:
             stored = checkpointer.metadata(location.arrays.absolute()).item_metadata.tree
             stored = stored[PARAMS] if location.in_state else stored
+            claimed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(stored))
         except Exception as error:
             raise _unreadable(location, error) from error
-    _check_size(location, stored)
+    _check_size(location, claimed)
     return stored
 
 
-def _check_size(location: Location, stored: Any) -> None:
+def _check_size(location: Location, claimed: int) -> None:
     """Refuses a description of arrays that the files cannot hold: Orbax fills with zeros what is not there.
 
     Weights hardly compress; what claims to have shrunk a thousandfold is not there.
     """
-    claimed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(stored))
     on_disk = sum(path.stat().st_size for path in location.arrays.rglob("*") if path.is_file())
     if claimed > _MAX_RATIO * on_disk:
         raise UserError(

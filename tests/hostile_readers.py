@@ -1,5 +1,6 @@
 """Every reader of files that others make, with valid input for it and a rule for what it accepts."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -81,8 +82,9 @@ def read_adapter(folder: Path) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    tokenizer().chat_template = CHAT_TEMPLATE
-    hf.save_tokenizer(folder, tokenizer())
+    chatty = copy.deepcopy(tokenizer())
+    chatty.chat_template = CHAT_TEMPLATE
+    hf.save_tokenizer(folder, chatty)
     (folder / "config.json").write_text(json.dumps(hf.to_hf(CONFIG)))
 
 

@@ -78,15 +78,21 @@ class JsonRows:
 
 def jsonl(path: str) -> JsonRows:
     """One object a line; blank lines are no rows."""
-    starts, ends, lines, offset = array("q"), array("q"), array("q"), 0
+    starts, ends, lines = array("q"), array("q"), array("q")
+    start, end, number, blank = 0, 0, 1, True
     try:
         with Path(path).open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    starts.append(offset)
-                    ends.append(offset + len(line))
+            for piece in iter(functools.partial(file.readline, MAX_ROW_BYTES), b""):  # a line, or a part of a long one
+                end += len(piece)
+                blank = blank and not piece.strip()
+                if not blank and (not lines or lines[-1] != number):
+                    starts.append(start)
+                    ends.append(end)
                     lines.append(number)
-                offset += len(line)
+                elif not blank:
+                    ends[-1] = end
+                if piece.endswith(b"\n"):
+                    start, number, blank = end, number + 1, True
     except OSError as error:
         raise unreadable(path, error, "a JSONL file") from error
     return JsonRows(path, starts, ends, lines)

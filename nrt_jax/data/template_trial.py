@@ -15,18 +15,18 @@ MEMORY_BYTES = 2**30
 
 _OUT_OF_MEMORY = 3
 # Errors of the template are not this trial's business: the run's own rendering will tell them.
-_TRIAL = f"""
+_TRIAL = """
 import json, resource, sys, time
 from transformers.utils.chat_template_utils import render_jinja_template
-template, messages, tokens = json.load(sys.stdin)
+template, messages, tokens, cpu, memory, out_of_memory = json.load(sys.stdin)
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-resource.setrlimit(resource.RLIMIT_DATA, ({MEMORY_BYTES}, {MEMORY_BYTES}))
-cpu = int(time.process_time()) + {CPU_SECONDS}
+resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+cpu += int(time.process_time())
 resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # at the harder limit the signal would be another
 try:
     render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **tokens)
 except MemoryError:
-    sys.exit({_OUT_OF_MEMORY})
+    sys.exit(out_of_memory)
 except Exception:
     pass
 """
@@ -41,9 +41,10 @@ def problem(template: str, question: str, special_tokens: tuple[tuple[str, str],
         question: Of the one turn that it is given.
         special_tokens: Names and texts, as `PreTrainedTokenizerBase.special_tokens_map` has them.
     """
+    messages = [{"role": "user", "content": question}]
     trial = subprocess.run(
         [sys.executable, "-P", "-c", _TRIAL],  # -P: modules come from no current folder
-        input=json.dumps([template, [{"role": "user", "content": question}], dict(special_tokens)]),
+        input=json.dumps([template, messages, dict(special_tokens), CPU_SECONDS, MEMORY_BYTES, _OUT_OF_MEMORY]),
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

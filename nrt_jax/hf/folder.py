@@ -52,8 +52,8 @@ def load(
         UserError: The folder is not a supported model; the line names the field, file or tensor.
     """
     folder = local_folder(path)
+    config = read_config(folder, dtype=dtype)  # before the tokenizer, whose loader reads config.json too
     tokenizer = load_tokenizer(folder)  # before the weights: the quicker failure first
-    config = read_config(folder, dtype=dtype)
     check_vocabulary(tokenizer, config)
     return Model(config), read_params(folder, config, dtype=param_dtype), tokenizer
 
