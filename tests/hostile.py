@@ -1,21 +1,21 @@
 """Files as an attacker or a bad disk would make them: mutations of valid ones, for every reader of the package.
 
-A case is a list of edits. Byte edits suit any file; JSON edits put hostile values into a valid tree; header edits do so
-in a safetensors file. What a reader makes of a case is either right, by an independent rule, or a UserError.
+A case is a number, the seed of one to three edits. Byte edits suit any file; JSON edits put hostile values into a valid
+tree; header edits do so in a safetensors file. What a reader makes of a case is right, by an independent rule, or a
+UserError.
 """
 
 import copy
 import dataclasses
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import strategies as st
-
 from nrt_jax.errors import UserError, one_line
 
-Mutation = Callable[[bytes], bytes]
+Mutation = Callable[[random.Random, bytes], bytes]
 
 BYTES = (
     b"\x00",
@@ -57,80 +57,72 @@ VALUES = (
 )
 
 
-def at_most(count: int) -> st.SearchStrategy:
-    """Positions in a file or a tree, spread over it whatever its size."""
-    return st.integers(0, count)
-
-
-@st.composite
-def byte_edits(draw) -> Mutation:
+def edit_bytes(rng: random.Random, data: bytes) -> bytes:
     """One to three changes of bytes."""
-    edits = draw(
-        st.lists(
-            st.tuples(
-                st.sampled_from(["set", "insert", "delete", "repeat", "cut", "token", "token", "swap"]),
-                at_most(2**16),
-                st.integers(1, 64),
-                st.integers(0, 255),
-                st.sampled_from(BYTES),
-            ),
-            min_size=1,
-            max_size=3,
-        )
-    )
-    return lambda data: _edit_bytes(data, edits)
-
-
-def _edit_bytes(data: bytes, edits: list) -> bytes:
-    for kind, where, length, value, token in edits:
-        i = where * (len(data) + 1) // (2**16 + 1)
-        if kind == "set":
-            data = data[:i] + bytes([value]) + data[i + 1 :]
-        elif kind == "insert":
-            data = data[:i] + bytes([value]) * length + data[i:]
-        elif kind == "delete":
-            data = data[:i] + data[i + length :]
-        elif kind == "repeat":
-            data = data[: i + length] + data[i:]
-        elif kind == "cut":
-            data = data[:i]
-        elif kind == "token":
-            data = data[:i] + token + data[i:]
-        else:
-            data = data[:i] + data[i : i + length][::-1] + data[i + length :]
+    for _ in range(rng.randint(1, 3)):
+        i, length, value = rng.randint(0, len(data)), rng.randint(1, 64), bytes([rng.randrange(256)])
+        data = rng.choice(
+            (
+                lambda data, i=i, value=value: data[:i] + value + data[i + 1 :],
+                lambda data, i=i, length=length, value=value: data[:i] + value * length + data[i:],
+                lambda data, i=i, length=length: data[:i] + data[i + length :],
+                lambda data, i=i, length=length: data[: i + length] + data[i:],
+                lambda data, i=i: data[:i],
+                lambda data, i=i: data[:i] + rng.choice(BYTES) + data[i:],
+                lambda data, i=i, length=length: data[:i] + data[i : i + length][::-1] + data[i + length :],
+            )
+        )(data)
     return data
 
 
-@st.composite
-def tree_edits(draw) -> Callable[[Any], Any]:
+def edit_json(rng: random.Random, data: bytes) -> bytes:
+    """A JSON file with other values."""
+    return json.dumps(_edit_tree(rng, json.loads(data))).encode()
+
+
+def edit_json_line(rng: random.Random, data: bytes) -> bytes:
+    """A JSONL file with other values in a line."""
+    lines = data.splitlines()
+    i = rng.randrange(len(lines))
+    lines[i] = edit_json(rng, lines[i])
+    return b"\n".join(lines) + b"\n"
+
+
+def edit_header(rng: random.Random, data: bytes) -> bytes:
+    """A safetensors file whose header lies: its values, or its length."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    if rng.random() < 0.5:  # small lies: offsets and shapes that could be true
+        tensor = header[rng.choice([name for name in sorted(header) if name != "__metadata__"])]
+        tensor["data_offsets"][rng.randrange(2)] += rng.randint(-4, 4)
+        tensor["shape"] = tensor["shape"][:: rng.choice([1, -1])]
+    else:
+        header = _edit_tree(rng, header)
+    text = json.dumps(header).encode()
+    lie = rng.choice([0, 1, 7, 2**20, 10**8, 2**31, 2**63, 2**64 - 1, rng.randint(0, 4000)])
+    return rng.choice([len(text), len(text), lie]).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def or_bytes(mutate: Mutation) -> Mutation:
+    """A third of the cases change bytes instead."""
+    return lambda rng, data: (edit_bytes if rng.random() < 1 / 3 else mutate)(rng, data)
+
+
+def _edit_tree(rng: random.Random, tree: Any) -> Any:
     """One to three changes of a JSON value: a hostile value somewhere, a key lost, a value under another key."""
-    edits = draw(
-        st.lists(
-            st.tuples(
-                st.sampled_from(["replace", "replace", "replace", "delete", "move", "wrap", "add"]),
-                at_most(2**16),
-                at_most(2**16),
-                st.sampled_from(VALUES),
-            ),
-            min_size=1,
-            max_size=3,
-        )
-    )
-    return lambda tree: _edit_tree(copy.deepcopy(tree), edits)
-
-
-def _edit_tree(tree: Any, edits: list) -> Any:
-    for kind, where, other, value in edits:
+    for _ in range(rng.randint(1, 3)):
+        value = copy.deepcopy(rng.choice(VALUES))
         places = _places(tree)
         if not places:
             return value
-        node, key = places[where % len(places)]
+        node, key = rng.choice(places)
+        kind = rng.choice(("replace", "replace", "replace", "delete", "move", "wrap", "add"))
         if kind == "replace":
             node[key] = value
         elif kind == "delete":
             del node[key]
         elif kind == "move":
-            source, its = places[other % len(places)]
+            source, its = rng.choice(places)
             node[key] = copy.deepcopy(source[its])
         elif kind == "wrap":
             node[key] = [node[key]]
@@ -153,41 +145,6 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-json_edits = tree_edits().map(lambda edit: lambda data: json.dumps(edit(json.loads(data))).encode())
-json_lines_edits = st.tuples(tree_edits(), at_most(2**16)).map(lambda case: lambda data: _edit_line(data, *case))
-
-
-def _edit_line(data: bytes, edit: Callable[[Any], Any], where: int) -> bytes:
-    lines = data.splitlines()
-    lines[where % len(lines)] = json.dumps(edit(json.loads(lines[where % len(lines)]))).encode()
-    return b"\n".join(lines) + b"\n"
-
-
-@st.composite
-def header_edits(draw) -> Mutation:
-    """A safetensors file whose header lies: its values, or its length."""
-    edit = draw(tree_edits())
-    length = draw(st.none() | st.sampled_from([0, 1, 7, 2**20, 10**8, 2**31, 2**63, 2**64 - 1]) | st.integers(0, 4000))
-    honest, numbers = draw(st.booleans()), draw(st.lists(st.integers(-2, 600), min_size=3, max_size=3))
-
-    def mutate(data: bytes) -> bytes:
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + size])
-        if honest:  # small lies: offsets and shapes that could be true
-            name = sorted(header)[numbers[0] % len(header)]
-            spec = header[name]
-            if "shape" in spec:
-                spec["data_offsets"][numbers[1] % 2] += numbers[2] % 9 - 4
-                spec["shape"] = spec["shape"][::-1] if numbers[0] % 2 else spec["shape"]
-        else:
-            header = edit(header)
-        text = json.dumps(header).encode()
-        lied = len(text) if length is None else length
-        return lied.to_bytes(8, "little") + text + data[8 + size :]
-
-    return mutate
-
-
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """What is attacked.
@@ -196,19 +153,15 @@ class Reader:
         name: In the table of results.
         make: Writes valid input into a folder, once.
         files: Which of its files are mutated, one in each case.
-        mutations: How.
+        mutate: How.
         read: Reads the folder and checks what it accepts; AssertionError for a wrong result.
     """
 
     name: str
     make: Callable[[Path], None]
     files: tuple[str, ...]
-    mutations: st.SearchStrategy
+    mutate: Mutation
     read: Callable[[Path], Any]
-
-    def cases(self) -> st.SearchStrategy:
-        """(file, mutation) pairs."""
-        return st.tuples(st.sampled_from(self.files), self.mutations)
 
 
 class Target:
@@ -221,11 +174,17 @@ class Target:
         self._valid = {name: (folder / name).read_bytes() for name in reader.files}
         reader.read(folder)  # valid input is accepted
 
-    def accepts(self, case: tuple[str, Mutation]) -> bool:
+    def mutated(self, case: int) -> tuple[str, bytes]:
+        """A case: which file, and what it becomes."""
+        rng = random.Random(case)
+        name = rng.choice(self._reader.files)
+        return name, self._reader.mutate(rng, self._valid[name])
+
+    def accepts(self, case: int) -> bool:
         """Whether the reader takes the case: False for a UserError; any other exception is a failure."""
-        name, mutate = case
+        name, data = self.mutated(case)
         path = self._folder / name
-        path.write_bytes(mutate(self._valid[name]))
+        path.write_bytes(data)
         try:
             self._reader.read(self._folder)
         except UserError as error:
@@ -235,7 +194,3 @@ class Target:
         finally:
             path.write_bytes(self._valid[name])
         return True
-
-    def mutated(self, case: tuple[str, Mutation]) -> bytes:
-        """The file of a case, to look at."""
-        return case[1](self._valid[case[0]])

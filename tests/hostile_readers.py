@@ -11,10 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
-from hypothesis import strategies as st
 
 from nrt_jax import checkpoints, hf, jsonl
-from nrt_jax.data import template_trial
 from nrt_jax.data.encode import Encoder, TextConfig
 from nrt_jax.data.example import BadRow, Example
 from nrt_jax.data.rows import DataConfig, parse
@@ -29,7 +27,7 @@ from nrt_jax.training.metrics import read_metrics
 from tests.data.common import RELEASE
 from tests.fixtures_run import CHAT_TEMPLATE, examples, tokenizer
 from tests.hf import tiny
-from tests.hostile import Reader, byte_edits, header_edits, json_edits, json_lines_edits
+from tests.hostile import Reader, edit_bytes, edit_header, edit_json, edit_json_line, or_bytes
 
 CONFIG = dataclasses.replace(tiny.LLAMA, num_layers=1, rope=tiny.LLAMA3_ROPE)
 ROWS = [dataclasses.asdict(example) for example in examples(4)]
@@ -110,14 +108,11 @@ def write_template(folder: Path) -> None:
 
 
 def read_template(folder: Path) -> None:
-    """What is accepted renders the question. The trial in another process is left out: see tests/data."""
-    real, template_trial.problem = template_trial.problem, lambda *_: ""
+    """What is accepted renders the question."""
     try:
         made = encode(tokenizer(), TextConfig(chat_template=str(folder / "chat.jinja")))
     except BadRow:
         return
-    finally:
-        template_trial.problem = real
     assert "What is 4 plus" in tokenizer().decode(made.prompt)
 
 
@@ -213,51 +208,47 @@ def read_orbax(folder: Path) -> None:
     )
 
 
-def _either(structured: st.SearchStrategy) -> st.SearchStrategy:
-    return st.one_of(structured, structured, byte_edits())
-
-
 READERS = (
-    Reader("safetensors", write_weights, (SINGLE_FILE,), _either(header_edits()), read_weights),
-    Reader("safetensors index", write_shards, (INDEX_FILE,), _either(json_edits), read_weights),
-    Reader("config.json", write_config, ("config.json",), _either(json_edits), read_config),
-    Reader("adapter_config.json", write_adapter, ("adapter_config.json",), _either(json_edits), read_adapter),
+    Reader("safetensors", write_weights, (SINGLE_FILE,), or_bytes(edit_header), read_weights),
+    Reader("safetensors index", write_shards, (INDEX_FILE,), or_bytes(edit_json), read_weights),
+    Reader("config.json", write_config, ("config.json",), or_bytes(edit_json), read_config),
+    Reader("adapter_config.json", write_adapter, ("adapter_config.json",), or_bytes(edit_json), read_adapter),
     Reader(
-        "generation_config.json", write_generation, ("generation_config.json",), _either(json_edits), read_generation
+        "generation_config.json", write_generation, ("generation_config.json",), or_bytes(edit_json), read_generation
     ),
     Reader(
         "tokenizer",
         write_tokenizer,
         ("tokenizer.json", "tokenizer_config.json", "config.json"),
-        _either(json_edits),
+        or_bytes(edit_json),
         read_tokenizer,
     ),
-    Reader("chat template", write_template, ("chat.jinja",), byte_edits(), read_template),
-    Reader("JSONL of commands", write_jsonl, ("rows.jsonl",), _either(json_lines_edits), read_jsonl),
-    Reader("data: JSONL", write_jsonl, ("rows.jsonl",), _either(json_lines_edits), read_rows("rows.jsonl")),
-    Reader("data: JSON", write_json, ("rows.json",), _either(json_edits), read_rows("rows.json")),
-    Reader("data: Parquet", write_parquet, ("rows.parquet",), byte_edits(), read_rows("rows.parquet")),
+    Reader("chat template", write_template, ("chat.jinja",), edit_bytes, read_template),
+    Reader("JSONL of commands", write_jsonl, ("rows.jsonl",), or_bytes(edit_json_line), read_jsonl),
+    Reader("data: JSONL", write_jsonl, ("rows.jsonl",), or_bytes(edit_json_line), read_rows("rows.jsonl")),
+    Reader("data: JSON", write_json, ("rows.json",), or_bytes(edit_json), read_rows("rows.json")),
+    Reader("data: Parquet", write_parquet, ("rows.parquet",), edit_bytes, read_rows("rows.parquet")),
     Reader(
         "data: Arrow folder, its JSON",
         write_arrow,
         ("saved/state.json", "saved/dataset_info.json"),
-        _either(json_edits),
+        or_bytes(edit_json),
         read_rows("saved"),
     ),
     Reader(
         "data: Arrow folder, its rows",
         write_arrow,
         ("saved/data-00000-of-00001.arrow",),
-        byte_edits(),
+        edit_bytes,
         read_rows("saved"),
     ),
-    Reader("run: config.json", write_run, ("config.json",), _either(json_edits), read_run),
-    Reader("run: metrics.jsonl", write_metrics, ("metrics.jsonl",), _either(json_lines_edits), read_run_metrics),
+    Reader("run: config.json", write_run, ("config.json",), or_bytes(edit_json), read_run),
+    Reader("run: metrics.jsonl", write_metrics, ("metrics.jsonl",), or_bytes(edit_json_line), read_run_metrics),
     Reader(
         "Orbax: its JSON",
         write_orbax,
         ("params/_METADATA", "params/_CHECKPOINT_METADATA"),
-        _either(json_edits),
+        or_bytes(edit_json),
         read_orbax,
     ),
 )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nrt_jax.data import template_trial
 from nrt_jax.data.example import BadRow, Example
 from nrt_jax.errors import UserError
 
@@ -122,22 +121,12 @@ class Template:
         probe = f"{_MARK}0{_MARK}"
         field = given or "tokenizer: its chat template"
         mend = "mend it, or pass --text.chat-template FILE or --text.template TEXT"
-        if problem := self._trial(probe):
-            raise UserError(f"{field}: {problem}; {mend}")
         try:
             text = self._fill((), [probe])
         except BadRow as error:
             raise UserError(f"{field}: cannot be rendered, {error}; {mend}") from error
         if probe not in text:
             raise UserError(f"{field}: drops the question of a user's turn; {mend}")
-
-    def _trial(self, probe: str) -> str:
-        try:
-            template = self._file or self._tokenizer.get_chat_template()
-        except ValueError:  # several templates, none of them the default: rendering will tell
-            return ""
-        names = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
-        return template_trial.problem(template, probe, tuple(names.items()))
 
 
 def special_tokens(tokenizer: "Tokenizer") -> re.Pattern | None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 
 import datasets
 import pyarrow as pa
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrt_jax import jsonl
-from nrt_jax.data import files, template_trial
+from nrt_jax.data import files
 from nrt_jax.data.example import BadRow
 from nrt_jax.data.rows import DataConfig, parse
 from nrt_jax.data.sources import open_rows
@@ -32,11 +31,11 @@ def targets(tmp_path_factory):
 
 
 @settings(max_examples=60)
-@given(st.data())
-def test_a_mutated_file_is_refused_or_its_rows_are_good_or_bad(targets, data):
+@given(st.integers(0, 2**32))
+def test_a_mutated_file_is_refused_or_its_rows_are_good_or_bad(targets, case):
     """A slice of tests/soak/fuzz.py."""
-    for reader, target in zip(DATA, targets, strict=True):
-        target.accepts(data.draw(reader.cases(), label=reader.name))
+    for target in targets:
+        target.accepts(case)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +162,11 @@ def test_an_extension_type_of_arrow_is_not_unpickled(tmp_path):
         "{% import 'os' as os %}{{ os.system('touch mark') }}",
         "{{ ('%s' | attr('format'))(''.__class__.__mro__) }}",
         "{{ range(10**9) | list }}",
+        "{{ 'a' * 10**15 }}",
     ],
 )
 def test_a_chat_template_stays_in_its_sandbox(tmp_path, reach, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(template_trial, "problem", lambda *_: "")  # The rendering itself must refuse it.
     (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}" + reach)
     try:
         prompt = encoder(chat_template=str(tmp_path / "chat.jinja"))._template.render(parse(ROWS[0], CONFIG))
@@ -176,25 +175,3 @@ def test_a_chat_template_stays_in_its_sandbox(tmp_path, reach, monkeypatch):
     else:  # Jinja gives nothing for what it does not let through.
         assert prompt == [(ROWS[0]["question"], True)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jinja"]
-
-
-def test_a_chat_template_that_loops_or_fills_the_memory_is_refused_by_a_trial(tmp_path, monkeypatch):
-    monkeypatch.setattr(template_trial, "CPU_SECONDS", 1)
-    forever = "{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}"
-    for bomb, problem in (
-        (forever, "computes longer than 1 s"),
-        ("{{ 'a' * 10**11 }}", "takes more than 1,073,741,824 bytes"),
-    ):
-        (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}" + bomb)
-        with pytest.raises(
-            UserError, match=rf"text\.chat_template: .*chat\.jinja': {problem} .*for one question; mend it"
-        ):
-            encoder(chat_template=str(tmp_path / "chat.jinja"))
-
-
-def test_what_a_signal_ends_is_no_template_to_trust(monkeypatch):
-    class Killed:
-        returncode = -signal.SIGSEGV
-
-    monkeypatch.setattr(template_trial.subprocess, "run", lambda *_, **__: Killed)
-    assert template_trial.problem("{{ 1 }}", "unique", ()) == "ends its process (-11) for one question"

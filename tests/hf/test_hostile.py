@@ -42,13 +42,11 @@ def targets(tmp_path_factory):
 
 
 @settings(max_examples=60)
-@given(st.data())
-def test_a_mutated_file_is_refused_or_read_right(targets, data):
+@given(st.integers(0, 2**32))
+def test_a_mutated_file_is_refused_or_read_right(targets, case):
     """A slice of tests/soak/fuzz.py."""
-    for reader, target in zip(
-        [r for r in READERS if not r.name.startswith(("data:", "tokenizer", "Orbax"))], targets, strict=True
-    ):
-        target.accepts(data.draw(reader.cases(), label=reader.name))
+    for target in targets:
+        target.accepts(case)
 
 
 def rewrite(folder: Path, change, *, length: int | None = None, extra: bytes = b"") -> None:
