@@ -35,7 +35,9 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        tokenizer.encode("")  # a model_max_length that is no number fails only here
+        return tokenizer
     except BaseException as error:  # for a bad folder it may be OSError, ValueError, ImportError, KeyError, ...
         if not (isinstance(error, Exception) or is_panic(error)):
             raise

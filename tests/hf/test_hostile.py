@@ -391,10 +391,6 @@ def test_an_orbax_checkpoint_cannot_claim_more_than_its_files_hold(tmp_path):
         content = json.loads(path.read_text())
         content["shape"] = [2**28 if size == 13 else size for size in content["shape"]]
         path.write_text(json.dumps(content))
-    for path in [
-        p for p in (tmp_path / "params").rglob("*") if p.is_file() and b"13" in p.read_bytes() and "METADATA" in p.name
-    ]:
-        path.write_text(path.read_text().replace("13", str(2**28)))
     location = checkpoints.locate(tmp_path)
-    with pytest.raises(UserError, match=r"params: its arrays claim [\d,]+ bytes, but its files have|cannot be read"):
+    with pytest.raises(UserError, match=r"params: its arrays claim [\d,]+ bytes, but its files have"):
         checkpoints.restore_params(location, Model(huge))
