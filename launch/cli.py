@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import absl.logging
 import tyro
 
-from nrt_jax.errors import Stopped, UserError
+from nrt_jax.errors import Stopped, UserError, one_line
 from nrt_jax.training.config_io import describe, init_types, is_required, leaf_types
 
 ConfigT = TypeVar("ConfigT")
@@ -72,7 +72,7 @@ def run(
     except Stopped as stopped:
         print(stopped)
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

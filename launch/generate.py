@@ -74,7 +74,7 @@ def main(config: GenerateConfig) -> None:
     prompts = [_prompt(row) for row in rows]
     jsonl.check_writable(config.output, field="output")
     model, params, tokenizer = checkpoints.load(config.checkpoint, dtype=config.dtype)
-    stop_ids = generation.stop_ids(checkpoints.locate(config.checkpoint).base, tokenizer)
+    stop_ids = generation.stop_ids(checkpoints.locate(config.checkpoint).base, tokenizer, model.config.vocab_size)
     prompts = [generation.prompt_ids(tokenizer, p) if isinstance(p, str) else p for p in prompts]
     for row, ids in zip(rows, prompts, strict=True):
         _check_ids(row, ids, model.config, config.max_new_tokens)

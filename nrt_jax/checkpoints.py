@@ -9,6 +9,7 @@ run      DIR/model/ (as above, without weights), checkpoints/STEP/  made by laun
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 ASSETS = Path(__file__).resolve().parent / "assets"
+_MAX_RATIO = 1000
 PARAMS, DESCRIPTION, STEPS = "params", "model", "checkpoints"
 
 
@@ -135,8 +137,8 @@ def load_location(
 
 def load_description(location: Location, *, dtype: str = "float32") -> tuple[Model, "Tokenizer"]:
     """What `load_location` returns, without the params."""
+    model = Model(hf.read_config(location.base, dtype=dtype))  # before the tokenizer, whose loader reads it too
     tokenizer = location.tokenizer()
-    model = Model(hf.read_config(location.base, dtype=dtype))
     if location.has_adapter:
         vocab_size = max(model.config.vocab_size, hf.vocabulary_size(tokenizer))
         model = Model(dataclasses.replace(model.config, vocab_size=vocab_size))
@@ -289,9 +291,24 @@ def _metadata(location: Location) -> Any:
         try:
             stored = checkpointer.metadata(location.arrays.absolute()).item_metadata.tree
             stored = stored[PARAMS] if location.in_state else stored
+            claimed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(stored))
         except Exception as error:
             raise _unreadable(location, error) from error
+    _check_size(location, claimed)
     return stored
+
+
+def _check_size(location: Location, claimed: int) -> None:
+    """Refuses a description of arrays that the files cannot hold: Orbax fills with zeros what is not there.
+
+    Weights hardly compress; what claims to have shrunk a thousandfold is not there.
+    """
+    on_disk = sum(path.stat().st_size for path in location.arrays.rglob("*") if path.is_file())
+    if claimed > _MAX_RATIO * on_disk:
+        raise UserError(
+            f"{location.arrays}: its arrays claim {claimed:,} bytes, but its files have {on_disk:,}; expected a whole "
+            "Orbax checkpoint, copy it again"
+        )
 
 
 def _unreadable(location: Location, error: Exception) -> UserError:

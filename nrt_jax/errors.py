@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+#: Characters of a printed error.
+MAX_LINE = 2000
+
 
 class UserError(ValueError):
     """Bad input. Every command prints it as one line and exits with code 2, without a traceback."""
@@ -10,6 +13,17 @@ class UserError(ValueError):
 
 class Stopped(Exception):
     """A run was asked to stop, and did where it can go on. Every command prints it as one line and exits with 0."""
+
+
+def one_line(error: Exception) -> str:
+    """What is printed of an error.
+
+    What it quotes may come from a hostile file: line ends and terminal codes are spelt out, and a long middle is left
+    out, since values stand at the start of a message and the cure at its end.
+    """
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
+    half = MAX_LINE // 2
+    return text if len(text) <= MAX_LINE else f"{text[:half]} ... {text[-half:]}"
 
 
 def unknown_name(field: str, value: str, known: Iterable[str]) -> UserError:

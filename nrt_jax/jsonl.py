@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from nrt_jax import json_file
 from nrt_jax.errors import UserError
 
 
@@ -57,8 +58,9 @@ def read(path: str, *, field: str, adds: Sequence[str]) -> list[Row]:
     """
     try:
         lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise UserError(f"{field}: cannot read {path!r}: {error.strerror}; expected a JSONL file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{field}: cannot read {path!r}: {reason}; expected a JSONL file") from error
     rows = [
         _parse(line, number, f"{field}: {path!r}, line {number}")
         for number, line in enumerate(lines, 1)
@@ -76,6 +78,7 @@ def read(path: str, *, field: str, adds: Sequence[str]) -> list[Row]:
 def _parse(line: bytes, number: int, where: str) -> Row:
     try:
         values = json.loads(line.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
+        json_file.check_depth(values)  # what is read must be fit to be written, too
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: is not JSON ({error}); expected an object") from error
     if not isinstance(values, dict):

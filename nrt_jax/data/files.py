@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import mmap
+import re
 import tempfile
 from array import array
 from collections.abc import Callable, Sequence
@@ -18,9 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from nrt_jax import json_file
 from nrt_jax.data.example import BadRow
 from nrt_jax.errors import UserError
 
+#: A larger row is none: what is asked for is held in memory, and tokenized at once.
+MAX_ROW_BYTES = 2**26
 #: Rows of a Parquet file that are copied at once.
 _COPIED_ROWS = 4096
 
@@ -37,6 +41,9 @@ class JsonRows:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Any:
+        size = self._ends[index] - self._starts[index]
+        if size > MAX_ROW_BYTES:
+            raise BadRow("is too large", f"has {size:,} bytes; expected at most {MAX_ROW_BYTES:,}")
         span = self._bytes[self._starts[index] : self._ends[index]]
         try:
             return json.loads(span.decode("utf-8-sig"))
@@ -71,15 +78,21 @@ class JsonRows:
 
 def jsonl(path: str) -> JsonRows:
     """One object a line; blank lines are no rows."""
-    starts, ends, lines, offset = array("q"), array("q"), array("q"), 0
+    starts, ends, lines = array("q"), array("q"), array("q")
+    start, end, number, blank = 0, 0, 1, True
     try:
         with Path(path).open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    starts.append(offset)
-                    ends.append(offset + len(line))
+            for piece in iter(functools.partial(file.readline, MAX_ROW_BYTES), b""):  # a line, or a part of a long one
+                end += len(piece)
+                blank = blank and not piece.strip()
+                if not blank and (not lines or lines[-1] != number):
+                    starts.append(start)
+                    ends.append(end)
                     lines.append(number)
-                offset += len(line)
+                elif not blank:
+                    ends[-1] = end
+                if piece.endswith(b"\n"):
+                    start, number, blank = end, number + 1, True
     except OSError as error:
         raise unreadable(path, error, "a JSONL file") from error
     return JsonRows(path, starts, ends, lines)
@@ -149,9 +162,13 @@ class ArrowRows:
             self._tables[part] = load(*arguments)
         row = self._tables[part].slice(int(index - self._starts[part]), 1)
         try:
+            row.validate(full=True)  # Offsets that lead out of the file would be followed.
             return next(iter(row.to_pylist()), {})  # A table of no columns has no rows either.
-        except UnicodeDecodeError as error:
-            raise BadRow("is not UTF-8", f"is not UTF-8 text ({error.reason}); expected valid text") from error
+        except (ValueError, TypeError, ArithmeticError) as error:  # such as a date that Python has not
+            reason = _reason(error)
+            if "UTF8" in reason:
+                raise BadRow("is not UTF-8", f"is not UTF-8 text ({reason}); expected valid text") from error
+            raise BadRow("cannot be read", f"cannot be read ({reason}); expected text") from error
 
     def where(self, index: int) -> str:
         """Rows are counted from 0, over all files of a folder in the order of their names."""
@@ -225,6 +242,7 @@ def arrow_folder(name: str, path: Path, split: str, wanted: Sequence[str]) -> Ar
     import datasets
 
     try:
+        _check_names(path)
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # for a damaged folder it may be of many kinds
         raise unreadable(name, error, "a folder written by datasets.save_to_disk") from error
@@ -239,6 +257,23 @@ def arrow_folder(name: str, path: Path, split: str, wanted: Sequence[str]) -> Ar
     return ArrowRows(name, [(_saved_table, (str(path), read))], [len(loaded)], loaded.column_names)
 
 
+def _check_names(path: Path) -> None:
+    """Raises ValueError if the folder's JSON files name splits or files that are not in it."""
+    folders = [path]
+    if (path / "dataset_dict.json").exists():
+        splits = json_file.read(path / "dataset_dict.json")["splits"]
+        folders = [path / _bare(split) for split in splits]
+    for folder in folders:
+        for file in json_file.read(folder / "state.json")["_data_files"]:
+            _bare(file["filename"])
+
+
+def _bare(name: Any) -> str:
+    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\:\0]", name):
+        raise ValueError(f"it names {name!r}, which is no file of this folder")
+    return name
+
+
 def _saved_table(path: str, columns: tuple[str, ...]):
     import datasets
 
@@ -247,5 +282,10 @@ def _saved_table(path: str, columns: tuple[str, ...]):
 
 def unreadable(path: str, error: Exception, expected: str) -> UserError:
     """The error for a file that cannot be read."""
-    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:200]
+    reason = getattr(error, "strerror", None) or _reason(error)
     return UserError(f"data: cannot read {path!r}: {reason}; expected {expected}")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

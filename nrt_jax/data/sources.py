@@ -85,6 +85,8 @@ def open_rows(name: str, config: DataConfig) -> Source:
         known = f"is no task ({', '.join(sorted(tasks.TASKS))}) and no file; expected one of them"
         missing = f"cannot read {name!r}: No such file or directory; expected a file or folder of rows"
         raise UserError(f"data: {missing}" if path.suffix else f"data: {name!r} {known}")
+    if not path.is_file():  # to open a pipe would wait for a writer
+        raise UserError(f"data: {name!r} is no regular file; expected a file or folder of rows")
     if path.suffix == ".parquet":
         return files.ParquetRows(name, [path], config.columns)
     return files.json_list(name) if path.suffix == ".json" else files.jsonl(name)

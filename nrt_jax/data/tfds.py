@@ -8,6 +8,7 @@ import numpy as np
 from nrt_jax.errors import UserError
 
 PREFIX = "tfds:"
+_LOCAL = re.compile(r"[\w./-]+(:[\d.*]+)?")
 _VERSION = re.compile(r"[\d*]+\.[\d*]+\.[\d*]+")
 
 
@@ -45,6 +46,8 @@ def open_split(name: str, data_dir: str, wanted: tuple[str, ...]) -> TFDSRows:
     builder, _, split = name.removeprefix(PREFIX).rpartition(":")
     if not builder or _VERSION.fullmatch(split):
         builder, split = name.removeprefix(PREFIX), "train"
+    if not _LOCAL.fullmatch(builder):  # a namespace, such as huggingface:, would be asked for code
+        raise UserError(f"data: cannot read {name!r}: names no local data set; expected tfds:NAME[/CONFIG][:SPLIT]")
     try:
         source = tfds.data_source(builder, split=split, data_dir=data_dir or None, download=False)
         return TFDSRows(name, source, wanted)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nrt_jax import json_file
 from nrt_jax.data.batch import Prompts
 from nrt_jax.data.encode import bucket, pad
 from nrt_jax.errors import UserError
@@ -48,29 +48,36 @@ def prompt_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
-def stop_ids(folder: str | Path, tokenizer: "Tokenizer") -> tuple[int, ...]:
+def stop_ids(folder: str | Path, tokenizer: "Tokenizer", vocab_size: int) -> tuple[int, ...]:
     """Ids that end a completion: the tokenizer's EOS and those that the checkpoint's JSON files name.
 
     A chat model's generation_config.json lists several.
 
+    Args:
+        folder: Of the checkpoint.
+        tokenizer: Its own.
+        vocab_size: V, rows of its embedding.
+
     Raises:
-        UserError: A file cannot be read, or its `eos_token_id` is no id.
+        UserError: A file cannot be read, or its `eos_token_id` is no id below `vocab_size`.
     """
     ids = [tokenizer.eos_token_id]
     for path in (Path(folder) / "generation_config.json", Path(folder) / "config.json"):
-        ids += _eos_ids(path) if path.is_file() else []
+        ids += _eos_ids(path, vocab_size) if path.exists() else []
     return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 
-def _eos_ids(path: Path) -> list[int | None]:
+def _eos_ids(path: Path, vocab_size: int) -> list[int | None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_file.read(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
     value = content.get("eos_token_id") if isinstance(content, dict) else None
     ids = value if isinstance(value, list) else [value]
-    if not all(i is None or type(i) is int for i in ids):
-        raise UserError(f"{path}: eos_token_id: {value!r}; expected a token id or a list of them")
+    if not all(i is None or (type(i) is int and 0 <= i < vocab_size) for i in ids):
+        raise UserError(
+            f"{path}: eos_token_id: {value!r}; expected a token id from 0 to {vocab_size - 1}, or a list of them"
+        )
     return ids
 
 

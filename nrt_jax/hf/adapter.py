@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 ADAPTER_CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PICKLE_FILE = "adapter_model.bin"
+_LARGEST = 3.4e38  # of float32, in which alpha will be used
 _TABLES = {"embedding": "embed_tokens", "head": "lm_head"}
 
 
@@ -94,8 +96,13 @@ def read_adapter_params(path: str | Path, adapter: Adapter, config: ModelConfig)
     Raises:
         UserError: They do not fit the adapter's description or the model.
     """
+    folder = Path(path)
+    if not (folder / WEIGHTS_FILE).exists() and (folder / _PICKLE_FILE).exists():
+        raise UserError(
+            f"{folder}: found {_PICKLE_FILE}, which is pickle and never read; expected {WEIGHTS_FILE}, by PEFT"
+        )
     with contextlib.ExitStack() as stack:
-        checkpoint = open_file(Path(path) / WEIGHTS_FILE, stack)
+        checkpoint = open_file(folder / WEIGHTS_FILE, stack)
         specs, sizes = adapter_tensors(adapter, config), _sizes(adapter, config)
         return {"rows": {}} | read_tensors(checkpoint, specs, sizes, dtype="float32")
 
@@ -117,19 +124,24 @@ def read_adapter_config(path: str | Path) -> Adapter:
     if not isinstance(targets, list) or not targets or not all(target in list(by_module) for target in targets):
         known = ", ".join(by_module)
         raise UserError(f"{where}: target_modules: {targets} is not supported; expected a list of {known}")
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
-        raise UserError(f"{where}: r, lora_alpha: found {rank!r}, {alpha!r}; expected a positive integer and a number")
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and -_LARGEST < alpha < _LARGEST
+    if type(rank) is not int or not 1 <= rank < 2**31 or not is_number:
+        raise UserError(
+            f"{where}: r, lora_alpha: found {rank!r}, {alpha!r}; expected a positive integer below 2**31 and a number "
+            "that float32 can hold"
+        )
     rows = raw.get("trainable_token_indices") or {}
     if (
         not isinstance(rows, dict)
         or not set(rows) <= set(_TABLES.values())
         or not all(isinstance(ids, list) for ids in rows.values())
         or len({*map(str, rows.values())}) > 1
-        or not all(type(i) is int and i >= 0 for ids in rows.values() for i in ids)
+        or not all(type(i) is int and 0 <= i < 2**31 for ids in rows.values() for i in ids)
+        or any(len(set(ids)) < len(ids) for ids in rows.values())
     ):
         raise UserError(
             f"{where}: trainable_token_indices: {rows} is not supported; "
-            f"expected the same list of ids for {' and '.join(_TABLES.values())}"
+            f"expected the same list of different ids for {' and '.join(_TABLES.values())}"
         )
     names = tuple(name for module, name in by_module.items() if module in targets)
     base = raw.get("base_model_name_or_path")

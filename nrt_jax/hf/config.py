@@ -49,6 +49,8 @@ _MISTRAL_WINDOW = 4096
 _MISTRAL_KV_HEADS = 8
 _MAX_POSITIONS = {"llama": 2048, "mistral": 131072}
 
+_LARGEST = 3.4e38  # of float32, in which it will be used
+
 # Keys of each type of rotary embedding, named as in RopeConfig.
 _ROPE_FIELDS = {
     "default": (),
@@ -285,15 +287,15 @@ def _value(raw: Mapping[str, Any], field: str, default: Any, parent: str | None)
 
 def _integer(raw: Mapping[str, Any], field: str, default: int | None = None, parent: str | None = None) -> int:
     name, value = _value(raw, field, default, parent)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name}: found {value!r}; expected a positive integer")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise UserError(f"{name}: found {value!r}; expected a positive integer below 2**31")
     return value
 
 
 def _number(raw: Mapping[str, Any], field: str, default: float | None, parent: str | None = None) -> float:
     name, value = _value(raw, field, default, parent)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{name}: found {value!r}; expected a positive number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LARGEST:
+        raise UserError(f"{name}: found {value!r}; expected a positive number that float32 can hold")
     return float(value)
 
 

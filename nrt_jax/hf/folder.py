@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nrt_jax import json_file
 from nrt_jax.errors import UserError
 from nrt_jax.hf.config import from_hf, to_hf
 from nrt_jax.hf.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
@@ -51,8 +52,8 @@ def load(
         UserError: The folder is not a supported model; the line names the field, file or tensor.
     """
     folder = local_folder(path)
+    config = read_config(folder, dtype=dtype)  # before the tokenizer, whose loader reads config.json too
     tokenizer = load_tokenizer(folder)  # before the weights: the quicker failure first
-    config = read_config(folder, dtype=dtype)
     check_vocabulary(tokenizer, config)
     return Model(config), read_params(folder, config, dtype=param_dtype), tokenizer
 
@@ -135,11 +136,31 @@ def save(
 
 
 def copy_description(source: str | Path, folder: str | Path) -> None:
-    """Copies config.json, generation_config.json and the tokenizer's files as they are."""
+    """Copies config.json, generation_config.json and the tokenizer's files as they are.
+
+    Raises:
+        UserError: One of them is a link to somewhere else: what is copied here may be published.
+    """
     for pattern in _DESCRIPTION:
         for file in Path(source).glob(pattern):
             if file.is_file():
+                _check_inside(file)
                 shutil.copyfile(file, Path(folder) / file.name)
+
+
+def _check_inside(file: Path) -> None:
+    """Refuses a link that leaves its folder, unless it leads to the blobs of a hub's cache.
+
+    There, hub/models--ORG--NAME/snapshots/COMMIT/config.json is a link to ../../blobs/HASH.
+    """
+    folder = file.parent.resolve()
+    snapshots = folder.parent
+    allowed = [folder, *([snapshots.parent / "blobs"] if snapshots.name == "snapshots" else [])]
+    target = file.resolve()
+    if not any(target.is_relative_to(place.resolve()) for place in allowed):
+        raise UserError(
+            f"{file}: is a link to {target}, outside of its folder; expected a file: put a copy in its place"
+        )
 
 
 def write_description(
@@ -261,7 +282,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: The file is absent or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_file.read(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; expected a folder in Hugging Face format") from error
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -112,8 +112,10 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def parts_of(spec: TensorSpec, sizes: Mapping[str, int]) -> list[tuple[str, Any]]:
-    """A line's tensors: the name in the checkpoint, and the index of our leaf where it lies."""
+def parts_of(spec: TensorSpec, sizes: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
+    """A line's tensors, one by one: the name in the checkpoint, and the index of our leaf where it lies."""
     if not spec.per_layer:
-        return [(spec.name, ...)]
-    return [(spec.name.format(layer=layer), layer) for layer in range(sizes["L"])]
+        yield spec.name, ...
+        return
+    for layer in range(sizes["L"]):
+        yield spec.name.format(layer=layer), layer

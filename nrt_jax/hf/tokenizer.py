@@ -35,10 +35,21 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    except Exception as error:  # for a bad folder it may be OSError, ValueError, ImportError, KeyError, ...
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        tokenizer.encode("")  # a model_max_length that is no number fails only here
+        return tokenizer
+    except BaseException as error:  # for a bad folder it may be OSError, ValueError, ImportError, KeyError, ...
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         reason = str(error).strip().splitlines() or [repr(error)]
-        raise UserError(f"{path}: cannot load its tokenizer: {reason[0]}") from error
+        raise UserError(
+            f"{path}: cannot load its tokenizer: {reason[0]}; expected a whole one, copy it again"
+        ) from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the tokenizers library gave up on what it was given; what it raises then is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def save_tokenizer(folder: str | Path, tokenizer: "Tokenizer") -> None:
@@ -127,7 +138,7 @@ def check_vocabulary(tokenizer: "Tokenizer", config: ModelConfig) -> None:
 
 def vocabulary_size(tokenizer: "Tokenizer") -> int:
     """Number of embedding rows that a tokenizer needs: its largest id + 1, added tokens included."""
-    return max(tokenizer.get_vocab().values()) + 1
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _copy_row(rows: jax.Array, source: int, targets: Sequence[int], size: int) -> jax.Array:

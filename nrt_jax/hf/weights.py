@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from nrt_jax import json_file
 from nrt_jax.errors import UserError, unknown_name
 from nrt_jax.hf.table import TensorSpec, get_leaf, parts_of, set_leaf, sizes_of, tensors_of
 from nrt_jax.models import ModelConfig, Params
@@ -264,7 +265,7 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
             "(pytorch_model.bin is pickle, which is never read: convert it first)"
         )
     try:
-        weight_map = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+        weight_map = json_file.read(folder / INDEX_FILE)["weight_map"]
         names = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / INDEX_FILE}: not a safetensors index: {error!r}") from error
@@ -283,17 +284,25 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
 
 def _open_file(path: Path, stack: contextlib.ExitStack) -> Any:
     try:
+        path.stat()  # FileNotFoundError
+        if not path.is_file():  # to open a pipe would wait for a writer
+            raise OSError("is no regular file")
+        # The library compares the header's offsets, shapes and sizes with each other and with the file's size.
         return stack.enter_context(safetensors.safe_open(path, framework="numpy", backend="pread"))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path}: not a readable safetensors file: {reason}; expected a whole one, copy or download it again"
+        ) from error
 
 
 def _check(checkpoint: Mapping[str, Any], specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> None:
     """Compares every name, shape and dtype with the table."""
-    expected = {name: spec.shape(sizes) for spec in specs for name, _ in parts_of(spec, sizes)}
-    for name, shape in expected.items():
-        if name not in checkpoint:
+    expected = set()
+    for name, shape in ((name, spec.shape(sizes)) for spec in specs for name, _ in parts_of(spec, sizes)):
+        if name not in checkpoint:  # the first one ends it, however many layers a config claims
             raise UserError(f"tensor {name}: missing from the checkpoint; expected shape {shape}")
+        expected.add(name)
         header = checkpoint[name].get_slice(name)
         found = tuple(header.get_shape())
         if found != shape:

@@ -5,7 +5,9 @@ A config is a frozen dataclass of numbers, strings, paths, enums, tuples, dicts 
 
 import dataclasses
 import enum
+import math
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -125,11 +127,12 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if origin in (dict, Mapping, typing.get_origin(Mapping[str, Any])) and isinstance(value, Mapping):
         return {key: _decode(args[1], item, where) for key, item in value.items()}
     if isinstance(hint, type) and origin is None:
-        if issubclass(hint, enum.Enum) and value in hint.__members__:
+        if issubclass(hint, enum.Enum) and isinstance(value, str) and value in hint.__members__:
             return hint[value]
         if issubclass(hint, pathlib.PurePath) and isinstance(value, str):
             return hint(value)
-        if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if hint is float and is_number and not math.inf > abs(value) > sys.float_info.max:  # no float for 10**400
             return float(value)
         if isinstance(value, hint) and isinstance(value, bool) <= (hint is bool):
             return value

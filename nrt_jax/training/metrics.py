@@ -142,16 +142,22 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads the records of `metrics.jsonl`; a last line without its end, left by a crash, is passed over.
 
     Raises:
-        UserError: a line is no record.
+        UserError: A whole line is no record; names file and line.
     """
-    records = []
-    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").split("\n")[:-1], 1):
-        try:
-            records.append(json.loads(line))
-            _ = records[-1]["step"] + 0
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}, line {number}: is no record of a step; remove the line or the file") from None
-    return records
+    lines = pathlib.Path(path).read_bytes().splitlines(keepends=True)
+    return [
+        _record(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.endswith(b"\n") and line.strip()
+    ]
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is not JSON ({error}); remove that line to go on") from error
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise UserError(f"{where}: has no whole number 'step'; expected a run's record, remove that line to go on")
+    return record
 
 
 def truncate_records(path: pathlib.Path, step: int) -> None:

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nrt_jax import __version__
+from nrt_jax import __version__, json_file
 from nrt_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -67,7 +67,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json_file.read(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r}: cannot be read as JSON ({error}); expected a run's folder") from error
     if not isinstance(config, dict):

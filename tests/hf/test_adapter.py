@@ -109,7 +109,10 @@ def test_we_load_what_peft_made(base, tmp_path):
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
         ({"a_field_of_the_future": "x"}, "a_field_of_the_future: x is not supported; expected none"),
         ({"trainable_token_indices": {"embed_tokens": ["x"]}}, "trainable_token_indices"),
-        ({"trainable_token_indices": {"embed_tokens": 5}}, "trainable_token_indices: .*expected the same list of ids"),
+        (
+            {"trainable_token_indices": {"embed_tokens": 5}},
+            "trainable_token_indices: .*expected the same list of different ids",
+        ),
         ({"trainable_token_indices": {"embed_tokens": [13]}}, "13 is beyond the 13 rows"),
         ({"use_rslora": True}, "use_rslora: True"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save: \['lm_head'\]"),

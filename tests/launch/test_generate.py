@@ -92,15 +92,19 @@ def test_stop_ids_are_those_of_generation_config_and_of_the_tokenizer(llama, tmp
     assert row["token_ids"] == free["token_ids"][: first + 1] == their_greedy(model, prompt["prompt_ids"])
     assert row["log_probs"] == free["log_probs"][: first + 1] and row["finish_reason"] == "stop"
     assert row["completion"] == tokenizer().decode(free["token_ids"][:first])
-    assert generation.stop_ids(tmp_path / "chat", tokenizer()) == (tokenizer().eos_token_id, stop, 3)
+    assert generation.stop_ids(tmp_path / "chat", tokenizer(), 500) == (tokenizer().eos_token_id, stop, 3)
 
 
 def test_an_eos_token_id_that_is_no_id_is_refused(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    assert generation.stop_ids(tmp_path, tokenizer()) == (tokenizer().eos_token_id, 7)
+    assert generation.stop_ids(tmp_path, tokenizer(), 8) == (tokenizer().eos_token_id, 7)
     (tmp_path / "config.json").write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(UserError, match=r"config\.json: eos_token_id: '</s>'; expected a token id"):
-        generation.stop_ids(tmp_path, tokenizer())
+        generation.stop_ids(tmp_path, tokenizer(), 8)
+    for beyond in (8, -1, 10**30):
+        (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": beyond}))
+        with pytest.raises(UserError, match=rf"config\.json: eos_token_id: {beyond}; expected a token id from 0 to 7"):
+            generation.stop_ids(tmp_path, tokenizer(), 8)
 
 
 def test_log_probs_are_those_of_the_distribution_that_was_sampled_from(llama, tmp_path):

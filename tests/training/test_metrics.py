@@ -100,10 +100,13 @@ def test_the_record_saved_with_a_checkpoint_stands_once_and_can_be_added_to(tmp_
     assert curves(tmp_path)["loss"] == {1: 1.0, 2: 2.0, 3: pytest.approx(math.nan, nan_ok=True), 4: 40.0}
 
 
-@pytest.mark.parametrize("line", ["\0\0\0", "{}", "[1]", '{"step": null}'])
-def test_a_broken_line_is_named(tmp_path, line):
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [("\0\0\0", "is not JSON"), *((line, "has no whole number 'step'") for line in ("{}", "[1]", '{"step": null}'))],
+)
+def test_a_broken_line_is_named(tmp_path, line, found):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: is no record of a step"):
+    with pytest.raises(UserError, match=rf"metrics\.jsonl, line 2: {found}"):
         writer(tmp_path).resume(1, None)
 
 
