@@ -86,16 +86,14 @@ class Layout:
             UserError: There are fewer devices; the message names `field`.
         """
         config.validate(field)
-        if config.num_devices == 1:
-            return None
         product = f"{field}.data x {field}.fsdp x {field}.tensor"
-        if devices is None:
-            devices = use_devices(config.num_devices, field=product)
-        elif len(devices) != config.num_devices:
+        if devices is not None and len(devices) != config.num_devices:
             raise UserError(
                 f"{product}: {config.num_devices} cannot work; expected {len(devices)}, the number of devices"
             )
-        devices = np.array(devices)
+        if config.num_devices == 1:
+            return None
+        devices = np.array(devices or use_devices(config.num_devices, field=product))
         return cls(
             train=Mesh(devices.reshape(config.data, config.fsdp, config.tensor), AXES),
             decode=Mesh(devices.reshape(-1, 1, config.replica_size), AXES),

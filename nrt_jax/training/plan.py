@@ -202,15 +202,14 @@ def rollout(run: Run) -> list[Program]:
         _compile_rollout(run, found)
     except TooLarge as error:
         return [*found, error.program]
-    move, prepare, begin, *others = found
     num_places, batch = engine.room(run.sampling, run.share)[1:]
-    seat = next(program for program in others if program.name == "seating")
     state = size_on_device(run.state) + size_on_device(run.frozen)
+    outputs = {program.name: program.memory.outputs for program in found}
     size = {
-        "copy": move.memory.outputs,
-        "weights": prepare.memory.outputs,
-        "groups": begin.memory.outputs * num_places / batch,
-        "rows": seat.memory.outputs,
+        "copy": outputs.get("parameters", 0.0),  # One device's are the trainer's.
+        "weights": outputs["layout for decoding"],
+        "groups": outputs["prefill"] * num_places / batch,
+        "rows": outputs["seating"],
     }
     return [program.keep(state + sum(size[name] for name in _KEPT[program.name])) for program in found]
 
