@@ -112,7 +112,8 @@ def compile_program(name: str, function: Any, *args: Any, while_trips: int = 1, 
             raise TooLarge(Program(name, memory, cost, None, None)) from error
     found = compiled.memory_analysis()
     memory = Memory(
-        arguments=found.argument_size_in_bytes,
+        # Compiled programs leave out what they do not read, such as the head in prefill; it stays where it is.
+        arguments=max(found.argument_size_in_bytes, size_on_device(arrays)),
         outputs=found.output_size_in_bytes,
         aliased=found.alias_size_in_bytes,
         temporaries=found.temp_size_in_bytes,
