@@ -112,6 +112,11 @@ def describe(config: TrainConfig, model_config: ModelConfig, topology: Topology)
     if config.rollout.devices > 1:
         raise UserError(f"rollout.devices: {config.rollout.devices} is not planned; expected 1 and a mesh")
     layout = Layout.of(config.mesh, devices=topology.devices)
+    if layout and any(len({device.process_index for device in row.flat}) > 1 for row in layout.decode.devices):
+        raise UserError(
+            f"mesh.decode_tensor: {config.mesh.replica_size} devices are on several hosts of {topology.name}; expected "
+            "a divisor of a host's number of devices"
+        )
     attention, cache = config.attention, config.rollout.cache_dtype
     if attention == "auto":
         attention = "splash" if topology.platform == "tpu" else "xla"
