@@ -45,8 +45,10 @@ setup(
     description="Native Reasoning Training in JAX: reinforce the reasoning that makes known answers likelier",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_namespace_packages(include=["nrt_jax*", "launch*", "configs*"], exclude=["nrt_jax.assets*"]),
-    package_data={"nrt_jax": ["assets/**"]},
+    packages=find_namespace_packages(
+        include=["nrt_jax*", "launch*", "configs*"], exclude=["nrt_jax.assets*", "configs.models"]
+    ),
+    package_data={"nrt_jax": ["assets/**"], "configs": ["models/*.json"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

@@ -130,6 +130,8 @@ def load_config(name: str, config_type: type[ConfigT]) -> ConfigT:
         raise
     except Exception as error:
         raise UserError(f"--config {name}: the file fails with {type(error).__name__}: {error}") from error
+    if dataclasses.is_dataclass(config) and issubclass(config_type, type(config)):  # A recipe, and more fields.
+        config = config_type(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
     if not isinstance(config, config_type):
         found = type(config).__name__
         raise UserError(f"--config {name}: get_config() returns {found}; this command takes {config_type.__name__}")

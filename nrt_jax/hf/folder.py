@@ -66,12 +66,13 @@ def load_model(path: str | Path, *, dtype: str = "float32", param_dtype: str = "
 
 
 def read_config(folder: str | Path, *, dtype: str = "float32") -> ModelConfig:
-    """The config of a folder's model, with this compute dtype.
+    """The config of a folder's model, or that in a file of any name, with this compute dtype.
 
     Raises:
         UserError: There is no config.json, or it asks for what is not supported.
     """
-    return from_hf(read_json(Path(folder) / "config.json"), dtype=dtype)
+    path = Path(folder)
+    return from_hf(read_json(path if path.is_file() else path / "config.json"), dtype=dtype)
 
 
 def local_folder(path: str | Path) -> Path:

@@ -138,7 +138,7 @@ class Block(nnx.Module):
         x = constrain(x + project("o", mixed, num_inputs=2), "prompts")
         h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
         h = constrain(jax.nn.silu(project("gate", h)) * project("up", h), "prompts", None, None, "mlp")
-        return constrain(x + project("down", h), "prompts"), own
+        return constrain(x + project("down", h), "prompts", "traces"), own
 
 
 class Transformer(nnx.Module):
@@ -174,7 +174,7 @@ class Transformer(nnx.Module):
         backend: Backend = "auto",
     ) -> tuple[jax.Array, KVCache]:
         """See `Model.apply`."""
-        x = constrain(self.embedding[...][tokens].astype(self.config.dtype), "prompts")
+        x = constrain(self.embedding[...][tokens].astype(self.config.dtype), "prompts", "traces")
         cos, sin = rope.rotation(self.config.rope, self.config.head_dim, positions)
         rotation = (cos[..., None, :], sin[..., None, :])  # The same for every head.
         block, stacked = nnx.split(self.layers)

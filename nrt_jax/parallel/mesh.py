@@ -12,6 +12,7 @@ Each replica then samples alone: nothing crosses from one to another, and none w
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -76,17 +77,23 @@ class Layout:
     decode: Mesh
 
     @classmethod
-    def of(cls, config: MeshConfig, *, field: str = "mesh") -> "Layout | None":
-        """Over the first devices of this process; None for one device. Call it before JAX has started.
+    def of(
+        cls, config: MeshConfig, *, field: str = "mesh", devices: Sequence[jax.Device] | None = None
+    ) -> "Layout | None":
+        """Over the first devices of this process, or over those given; None for one. Call it before JAX has started.
 
         Raises:
             UserError: There are fewer devices; the message names `field`.
         """
         config.validate(field)
+        product = f"{field}.data x {field}.fsdp x {field}.tensor"
+        if devices is not None and len(devices) != config.num_devices:
+            raise UserError(
+                f"{product}: {config.num_devices} cannot work; expected {len(devices)}, the number of devices"
+            )
         if config.num_devices == 1:
             return None
-        product = f"{field}.data x {field}.fsdp x {field}.tensor"
-        devices = np.array(use_devices(config.num_devices, field=product))
+        devices = np.array(devices or use_devices(config.num_devices, field=product))
         return cls(
             train=Mesh(devices.reshape(config.data, config.fsdp, config.tensor), AXES),
             decode=Mesh(devices.reshape(-1, 1, config.replica_size), AXES),
@@ -107,10 +114,26 @@ class Layout:
             For each replica of this process params on its devices: on a mesh of them, or on its one device.
         """
         leaves, treedef = jax.tree.flatten(params)
-        moved = _mover(tuple(jax.tree.leaves(rules.shardings(axes, params, self.decode))))(leaves)
+        moved = self.mover(params, axes)(leaves)
         shards = [{shard.device: shard.data for shard in leaf.addressable_shards} for leaf in moved]
         here = [row for row in self.decode.devices if row.flat[0].process_index == jax.process_index()]
         return [jax.tree.unflatten(treedef, _of_replica(row, moved, shards)) for row in here]
+
+    def mover(self, params: Any, axes: Any) -> Any:
+        """The program of `copies`, which takes the leaves."""
+        return _mover(tuple(jax.tree.leaves(rules.shardings(axes, params, self.decode))))
+
+    def abstract_copy(self, params: Any, axes: Any) -> Any:
+        """One of `copies` as shapes on the first replica."""
+        devices = self.decode.devices[0]
+        mesh = Mesh(devices[None], AXES)
+
+        def of_leaf(x, sharding):
+            alone = jax.sharding.SingleDeviceSharding(devices.flat[0])
+            there = alone if devices.size == 1 else jax.sharding.NamedSharding(mesh, sharding.spec)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
+
+        return jax.tree.map(of_leaf, params, rules.shardings(axes, params, self.decode))
 
 
 def _of_replica(devices: np.ndarray, leaves: list[jax.Array], shards: list[dict]) -> list[jax.Array]:

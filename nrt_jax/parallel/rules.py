@@ -4,7 +4,7 @@ Every axis of a parameter has a name (`Model.logical_axes`), and so have the axe
 (`constrain`). The decode layout is the same table on a mesh without `fsdp`, see `mesh`. On a mesh 2 x 2 x 2:
 
     q         [layers, embed, heads, head_dim]    ->  [all, fsdp, tensor, all]
-    hidden    [prompts, K, T, D]                  ->  [data x fsdp, all, all, all]
+    hidden    [prompts, traces, T, D]             ->  [data x fsdp, tensor, all, all]    between layers
 
 The names mean something inside `on(arrays)`, for arrays on a mesh; everywhere else these functions do nothing.
 """
@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Shard
 RULES: dict[str, tuple[str, ...]] = {
     "prompts": ("data", "fsdp"),  # of activations; a prompt's K traces stay together
     "embed": ("fsdp",),  # of parameters alone: an activation's D is whole on each device
+    "traces": ("tensor",),  # between layers, which is what the backward pass keeps
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),

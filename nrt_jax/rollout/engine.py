@@ -99,6 +99,15 @@ def stream(
             runs.append(run)
 
 
+def room(config: SamplingConfig, num_prompts: int) -> tuple[int, int, int]:
+    """How much a replica that is to take so many prompts holds at once: seats, places and batch, as in `_Run`."""
+    num_seats = num_prompts * config.group_size
+    if config.max_rows is None or config.max_rows >= num_seats:
+        return num_seats, num_prompts, num_prompts
+    num_places = min(num_prompts, 2 * -(-config.max_rows // config.group_size))
+    return config.max_rows, num_places, -(-num_places // 4)
+
+
 def _on_replica(method):
     """A method that calls programs, in whose block the replica's mesh is in use."""
 
@@ -147,11 +156,7 @@ class _Run:
         self.keys, self.key_impl = key_data.reshape(keys.size, -1), jax.random.key_impl(keys)
         self.model, self.params, self.config, self.queue = model, params, config, queue
         self.weights = self._prepare()
-        self.num_seats, self.num_places, self.batch = num_prompts * config.group_size, num_prompts, num_prompts
-        if config.max_rows is not None and config.max_rows < self.num_seats:
-            self.num_seats = config.max_rows
-            self.num_places = min(num_prompts, 2 * -(-config.max_rows // config.group_size))
-            self.batch = -(-self.num_places // 4)
+        self.num_seats, self.num_places, self.batch = room(config, num_prompts)
         self.waiting = collections.deque()
         self.prompt, self.missing = np.full(self.num_places, -1), np.zeros(self.num_places, int)
         self.seated, self.first, self.slot = np.zeros(0, int), np.zeros(0, int), 0

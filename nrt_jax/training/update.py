@@ -92,10 +92,10 @@ def plan(lengths: Lengths, max_length: int, micro_batches: int) -> list[Part]:
     longest = 1 + np.max(lengths.completions, -1)
     order = np.argsort(-longest, kind="stable") if micro_batches > 1 else np.arange(longest.size)
     parts = order.astype(np.int32).reshape(micro_batches, -1)
-    return [Part(part, _cut(int(np.max(longest[part])), max_length)) for part in parts]
+    return [Part(part, cut(int(np.max(longest[part])), max_length)) for part in parts]
 
 
-def _cut(length: int, max_length: int) -> int:
+def cut(length: int, max_length: int) -> int:
     """The least of 1, 2, 3, 4, 6, 8, 12, 16, .. (powers of 2, and 3 / 4 of them) that holds it; max_length at most."""
     length = max(length, int(max_length * SHORTEST), 1)
     power = 1 << (length - 1).bit_length()

@@ -14,7 +14,7 @@ from nrt_jax.hf import from_hf, to_hf
 from nrt_jax.models import ModelConfig, RopeConfig
 from tests.hf import tiny
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs" / "models")  # the recipes' own
 _LLAMA = functools.partial(
     ModelConfig,
     model_type="llama",
@@ -56,6 +56,21 @@ PUBLISHED = {
         ),
         1_235_814_400,
     ),
+    "Llama-3.2-3B": (
+        _LLAMA(
+            hidden_size=3072,
+            intermediate_size=8192,
+            num_layers=28,
+            num_heads=24,
+            rope=dataclasses.replace(_LLAMA_31_ROPE, factor=32.0),
+            tie_embeddings=True,
+        ),
+        3_212_749_824,
+    ),
+    "Llama-3.1-70B": (
+        _LLAMA(hidden_size=8192, intermediate_size=28672, num_layers=80, num_heads=64, rope=_LLAMA_31_ROPE),
+        70_553_706_496,
+    ),
     "Mistral-7B-v0.1": (_MISTRAL(sliding_window=4096), 7_241_732_096),
     "Mistral-7B-v0.2": (_MISTRAL(rope=RopeConfig(theta=1e6)), 7_241_732_096),
     "Mistral-7B-v0.3": (_MISTRAL(vocab_size=32768, rope=RopeConfig(theta=1e6)), 7_248_023_552),
@@ -73,7 +88,7 @@ PUBLISHED = {
 
 
 def text_of(name):
-    return (CONFIGS / f"{name}.json").read_text()
+    return next(file for folder in CONFIGS if (file := folder / f"{name}.json").exists()).read_text()
 
 
 LLAMA_31_8B, LLAMA_32_1B, MISTRAL_7B = (

@@ -1,0 +1,352 @@
+"""A run's programs as `loop` calls them, compiled ahead of time: do they fit, and how long will a step take?
+
+Where a program takes what another makes, it gets that other's output as it was compiled. A device holds more than a
+program's own arguments, which is counted too:
+
+    sampling, scoring    trainer's state | copy of the policy | its matrices for decoding | groups | rows, with caches
+    learning             trainer's state | gradient | a micro-batch's activations
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from nrt_jax import parallel
+from nrt_jax.data.batch import Batch, Prompts, Reference
+from nrt_jax.data.encode import bucket
+from nrt_jax.data.formats import TraceFormat
+from nrt_jax.errors import UserError
+from nrt_jax.models import Frozen, Model, ModelConfig, Params, lora
+from nrt_jax.objectives import LossMasks
+from nrt_jax.parallel import Layout
+from nrt_jax.parallel.topology import Topology
+from nrt_jax.rollout import SamplingConfig, engine
+from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.learner import LearnerBatch
+from nrt_jax.training.optimizer import make_optimizer
+from nrt_jax.training.programs import Program, TooLarge, at, compile_program, shape, size_on_device
+from nrt_jax.training.state import TrainState, abstract_state
+from nrt_jax.training.step import reward_rollout, sampling_config
+from nrt_jax.training.update import add_gradient, apply_gradient, cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as shapes on some devices.
+
+    Attributes:
+        config: With attention and cache dtype as on these devices.
+        model: The policy.
+        layout: Over the devices; None for one.
+        params: What is trained.
+        frozen: The rest of the policy; None without adapters.
+    """
+
+    config: TrainConfig
+    model: Model
+    layout: Layout | None
+    params: Params
+    frozen: Frozen | None
+
+    @property
+    def share(self) -> int:
+        """Prompts of a replica."""
+        return -(-self.config.rollout.prompts // (self.config.mesh.num_devices // self.config.mesh.replica_size))
+
+    @property
+    def minibatch(self) -> int:
+        """Prompts of an update."""
+        return self.config.rollout.prompts // self.config.updates_per_step
+
+    @functools.cached_property
+    def sampling(self) -> SamplingConfig:
+        """How it samples; which ids stop it does not matter."""
+        return sampling_config(self.config.rollout, TraceFormat(opening=(), delimiter=1, eos=2, stop_ids=(1, 2)))
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a whole sample."""
+        longest = self.model.config.max_position_embeddings
+        return min(self.config.rollout.max_length or longest, longest)
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        """The trainer's."""
+        return abstract_state(self.params, self.optimizer)
+
+    @property
+    def optimizer(self):
+        """The run's."""
+        return make_optimizer(self.config.optimizer, self.config.steps * self.config.updates_per_step)
+
+    def questions(self, num_prompts: int) -> Batch:
+        """Questions and answers as long as they may be."""
+        x, y = (
+            bucket(min(limit, self.max_length - 2))
+            for limit in (self.config.text.max_prompt_length, self.config.text.max_answer_length)
+        )
+
+        def padded(length):
+            return {"tokens": shape((num_prompts, length), jnp.int32), "mask": shape((num_prompts, length), bool)}
+
+        return Batch(prompts=Prompts(**padded(x)), reference=Reference(**padded(y), delimiter=shape((), jnp.int32)))
+
+
+def describe(config: TrainConfig, model_config: ModelConfig, topology: Topology) -> Run:
+    """Lays a run's params out as shapes, as `setup.prepare` does with arrays.
+
+    Args:
+        config: The run.
+        model_config: Of its model, as published.
+        topology: Where it is to run.
+
+    Raises:
+        UserError: The config cannot work, or its mesh has another number of devices.
+    """
+    config.validate()
+    if config.objective != "nrt":
+        raise UserError(f"objective: {config.objective!r} is not planned; expected 'nrt', which needs the most memory")
+    if config.rollout.devices > 1:
+        raise UserError(f"rollout.devices: {config.rollout.devices} is not planned; expected 1 and a mesh")
+    layout = Layout.of(config.mesh, devices=topology.devices)
+    if layout and any(len({device.process_index for device in row.flat}) > 1 for row in layout.decode.devices):
+        raise UserError(
+            f"mesh.decode_tensor: {config.mesh.replica_size} devices are on several hosts of {topology.name}; expected "
+            "a divisor of a host's number of devices"
+        )
+    attention, cache = config.attention, config.rollout.cache_dtype
+    if attention == "auto":
+        attention = "splash" if topology.platform == "tpu" else "xla"
+    if cache == "auto":
+        cache = config.dtype if topology.platform == "cpu" else "bfloat16"
+    config = dataclasses.replace(
+        config, attention=attention, rollout=dataclasses.replace(config.rollout, cache_dtype=cache)
+    )
+    # Which of these a tokenizer lacks is not known here; those of the recipes lack them all.
+    num_added = sum(bool(text) for text in (config.trace.opening, config.trace.closing))
+    model_config = dataclasses.replace(model_config, vocab_size=model_config.vocab_size + num_added, dtype=config.dtype)
+    model, frozen = Model(model_config, attention=attention), None
+    params = model.abstract_params()
+    if config.lora.rank:
+        params = jax.tree.map(lambda x: shape(x.shape, jnp.dtype(config.dtype)), params)
+        model = dataclasses.replace(model, lora=config.lora)
+        params, frozen = jax.eval_shape(
+            lambda base: lora.split(model, base, list(range(num_added)), jax.random.key(0)), params
+        )
+
+    def place(tree, axes):
+        if layout is None:
+            return at(jax.sharding.SingleDeviceSharding(topology.devices[0]), tree)
+        shardings = parallel.shardings(axes, tree, layout.train)
+        return jax.tree.map(lambda x, sharding: shape(x.shape, x.dtype, sharding), tree, shardings)
+
+    params = place(params, lora.logical_axes(model, params))
+    frozen = frozen and place(frozen, lora.frozen_axes(model))
+    return Run(config=config, model=model, layout=layout, params=params, frozen=frozen)
+
+
+def gradient(run: Run, part_size: int) -> Program:
+    """Of a micro-batch of so many prompts, with completions as long as they may be."""
+    config, home = run.config, parallel.beside(run.params)
+    questions, rows = run.questions(run.minibatch), (run.minibatch, config.rollout.group_size)
+    max_tokens = 1 + config.rollout.max_trace_length + 1 + questions.reference.tokens.shape[1]
+    tokens, mask, numbers = (shape((*rows, max_tokens), dtype) for dtype in (jnp.int32, bool, jnp.float32))
+    batch = LearnerBatch(
+        prompts=questions.prompts,
+        tokens=tokens,
+        masks=LossMasks(trace=mask, delimiter=mask, reference=mask),
+        old_log_probs=numbers,
+        advantage=shape(rows, jnp.float32),
+        token_signal=numbers,
+    )
+    program = compile_program(
+        "gradient",
+        add_gradient,
+        None if part_size == run.minibatch else run.params,
+        run.params,
+        run.frozen,
+        at(home, batch),
+        shape((part_size,), jnp.int32, home),
+        config.rollout.temperature,
+        model=run.model,
+        config=config.loss,
+        length=cut(min(max_tokens, run.max_length), max_tokens),
+        remat=config.remat,
+    )
+    gathered = size_on_device(run.params) * jnp.dtype(config.dtype).itemsize / 4
+    program = dataclasses.replace(
+        program,
+        runs=config.rollout.prompts // part_size,
+        # Forward and backward pass gather the parameters, and the gradient is scattered.
+        moved=3 * gathered * (config.mesh.fsdp - 1),
+    )
+    return program.keep(size_on_device(run.state) - size_on_device(run.params))
+
+
+def optimizer(run: Run) -> Program:
+    """The optimizer's update."""
+    number = shape((), jnp.float32, parallel.beside(run.params))
+    metrics = [{"loss": number}] * run.config.micro_batches
+    args = (run.state, run.params, metrics)
+    program = compile_program("optimizer", apply_gradient, *args, optimizer=run.optimizer)
+    program = dataclasses.replace(program, runs=run.config.updates_per_step)
+    return program.keep(size_on_device(run.frozen))
+
+
+def rollout(run: Run) -> list[Program]:
+    """The programs of one replica; the others' are the same.
+
+    Returns:
+        In the order of a step, up to one that is too large alone, if any is.
+    """
+    found: list[Program] = []
+    try:
+        _compile_rollout(run, found)
+    except TooLarge as error:
+        return [*found, error.program]
+    num_places, batch = engine.room(run.sampling, run.share)[1:]
+    state = size_on_device(run.state) + size_on_device(run.frozen)
+    outputs = {program.name: program.memory.outputs for program in found}
+    size = {
+        "copy": outputs.get("parameters", 0.0),  # One device's are the trainer's.
+        "weights": outputs["layout for decoding"],
+        "groups": outputs["prefill"] * num_places / batch,
+        "rows": outputs["seating"],
+    }
+    return [program.keep(state + sum(size[name] for name in _KEPT[program.name])) for program in found]
+
+
+#: What a device keeps beside the trainer's state while a program runs that does not take it.
+_KEPT = {
+    "parameters": (),
+    "layout for decoding": (),
+    "prefill": ("weights", "groups", "rows"),
+    "admission": ("copy", "weights", "rows"),
+    "seating": ("copy", "weights"),
+    "decoding": ("copy", "groups"),
+    "leaving": ("copy",),
+    "scoring": ("weights", "groups", "rows"),
+}
+
+
+def _compile_rollout(run: Run, found: list[Program]) -> None:
+    """Appends the programs of `rollout` in its order."""
+    model, sampling = run.model, run.sampling
+    num_seats, num_places, batch = engine.room(sampling, run.share)
+    num_batches, waves = -(-run.share // batch), run.share * sampling.group_size / num_seats
+
+    def add(name, runs, function, *args, **kwargs):
+        program = compile_program(name, function, *args, **kwargs)
+        found.append(dataclasses.replace(program, runs=runs))
+        return program.out
+
+    copy = _move(run, found)
+    home = parallel.beside(copy)
+    config, questions = at(home, sampling), at(home, run.questions(batch))
+    number, places = shape((), jnp.int32, home), shape((batch,), jnp.int32, home)
+    weights = add("layout for decoding", 1, engine._prepare, model, copy)
+    groups = new = add("prefill", num_batches, engine._begin, model, copy, questions.prompts, config)
+    if batch < num_places:
+        groups = compile_program("", engine._place, None, new, places, num_places=num_places).out
+        add("admission", num_batches, engine._place, groups, new, places, num_places=num_places)
+    seats = at(home, _seats(sampling, num_seats, num_places))
+    slots, key_impl = sampling.capacity(sampling.max_new_tokens), jax.random.key_impl(jax.random.key(0))
+    args = (seats, number, number, slots, key_impl)
+    rows, _ = compile_program("", engine._seat, groups, None, *args).out
+    rows, shared = add("seating", waves, engine._seat, groups, rows, *args)
+    num_steps, num_chunks = sampling.chunk_size, slots // sampling.chunk_size
+    args = (model, weights, shared, rows, number, num_steps, config)
+    add("decoding", waves * num_chunks, engine._advance, *args, while_trips=num_steps)
+    index = shape((num_seats,), jnp.int32, home)
+    add("leaving", waves, engine._store, model, weights, groups, rows, index, index, number, config)
+    rollout = groups.rollout
+    if batch < num_places:
+        rollout = compile_program("", engine._take, rollout, places).out
+    add(
+        "scoring",
+        num_batches,
+        reward_rollout,
+        copy,
+        rollout,
+        questions,
+        at(home, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))),
+        config.temperature,
+        model=model,
+        reward_config=run.config.reward,
+        advantage_config=run.config.advantage,
+        loss_config=run.config.loss,
+        max_length=run.max_length,
+        has_opening=bool(run.config.trace.opening),
+    )
+
+
+def _move(run: Run, found: list[Program]) -> Params:
+    """The policy's copy on one replica, as shapes; appends the program that brings it there, if one does."""
+    policy = jax.eval_shape(lambda params, frozen: lora.combine(params, frozen), run.params, run.frozen)
+    axes = run.model.logical_axes()
+    if run.layout is None:
+        return at(parallel.beside(run.params), policy)
+    policy = jax.eval_shape(run.model.compute_params, policy)
+    placed = parallel.shardings(axes, policy, run.layout.train)
+    policy = jax.tree.map(lambda x, sharding: shape(x.shape, x.dtype, sharding), policy, placed)
+    program = compile_program("parameters", run.layout.mover(policy, axes), jax.tree.leaves(policy))
+    found.append(dataclasses.replace(program, moved=program.memory.outputs - program.memory.arguments))
+    return run.layout.abstract_copy(policy, axes)
+
+
+def _seats(sampling: SamplingConfig, num_seats: int, num_places: int) -> engine.Seats:
+    """Who decodes, as shapes."""
+    index, flag = shape((num_seats,), jnp.int32), shape((num_seats,), bool)
+    num_prompts = min(num_places, num_seats)
+    key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.split(jax.random.key(0), num_seats)))
+    return engine.Seats(
+        source=index,
+        is_kept=flag,
+        is_row=flag,
+        place=index,
+        key=key_data,
+        prompts=shape((num_prompts,), jnp.int32),
+        grid=shape((num_prompts, sampling.group_size), jnp.int32),
+        cell=index,
+    )
+
+
+def micro_batch_sizes(run: Run) -> list[int]:
+    """Prompts that a part of a mini-batch may have, least first."""
+    shards = run.config.mesh.data * run.config.mesh.fsdp
+    return [size for size in range(shards, run.minibatch + 1, shards) if run.minibatch % size == 0]
+
+
+def largest_micro_batch(run: Run, limit: float, known: dict[int, float]) -> int:
+    """Most prompts of a part whose gradient fits; 0 where none does.
+
+    Memory grows linearly with the prompts of a part: two sizes foretell the others', and compiling confirms it.
+
+    Args:
+        run: The run.
+        limit: Bytes of a device.
+        known: Peaks of sizes that were compiled.
+    """
+    sizes, peaks = micro_batch_sizes(run), dict(known)
+
+    def peak(size: int) -> float:
+        if size not in peaks:
+            try:
+                peaks[size] = gradient(run, size).memory.peak
+            except TooLarge:
+                peaks[size] = math.inf
+        return peaks[size]
+
+    least = sizes[0]
+    other = max((size for size in known if known[size] < math.inf), default=least)
+    other = sizes[1] if other == least and len(sizes) > 1 else other
+    if peak(least) > limit or math.isinf(peak(other)):
+        return least if peak(least) <= limit else 0
+    each = (peak(other) - peak(least)) / max(other - least, 1)
+    fitting = [size for size in sizes if peak(least) + each * (size - least) <= limit]
+    while peak(fitting[-1]) > limit:
+        fitting.pop()
+    return fitting[-1]

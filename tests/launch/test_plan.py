@@ -1,0 +1,194 @@
+"""Planning: bad input ends in one line; figures agree with arithmetic of their own; what does not fit exits with 1."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from launch import bench, cli, plan
+from nrt_jax.data.encode import TextConfig
+from nrt_jax.models import ModelConfig
+from nrt_jax.parallel import MeshConfig
+from nrt_jax.parallel.topology import CHIPS, open_topology
+from nrt_jax.training import plan as programs
+from nrt_jax.training.config import RolloutConfig, TrainConfig
+from nrt_jax.training.cost import Cost
+from nrt_jax.training.programs import Memory, Program, size_on_device
+from nrt_jax.training.update import Lengths
+
+SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 255,  # and one for the delimiter
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+}
+MODEL = ModelConfig(
+    vocab_size=255,
+    hidden_size=128,
+    intermediate_size=256,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+)
+CONFIG = TrainConfig(
+    dtype="bfloat16",
+    remat="none",
+    updates_per_step=2,
+    micro_batches=2,
+    mesh=MeshConfig(fsdp=2, tensor=2),
+    text=TextConfig(max_prompt_length=32, max_answer_length=32),
+    rollout=RolloutConfig(prompts=16, group_size=2, max_trace_length=32, chunk_size=32, max_rows=4),
+)
+FLAGS = (
+    "--dtype=bfloat16",
+    "--remat=none",
+    "--updates-per-step=2",
+    "--micro-batches=2",
+    "--mesh.fsdp=2",
+    "--mesh.tensor=2",
+    "--text.max-prompt-length=32",
+    "--text.max-answer-length=32",
+    "--rollout.prompts=16",
+    "--rollout.group-size=2",
+    "--rollout.max-trace-length=32",
+    "--rollout.chunk-size=32",
+    "--rollout.max-rows=4",
+)
+
+
+def command(*flags: str) -> None:
+    cli.run(plan.main, plan.PlanConfig, "python -m launch.plan", "", args=flags)
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "shape.json"
+    path.write_text(json.dumps(SHAPE))
+    return f"--model={path}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "topology: '' is no topology"),
+        (("--topology=v9:2x2",), "v5e:2x2"),
+        (("--topology=v5e",), "'v5e' is no topology"),
+        (("--topology=v5e:2xx2",), "'v5e:2xx2' is no topology"),
+        (("--topology=cpu:0",), "'cpu:0' is no topology"),
+        (("--topology=cpu:4",), "mesh.data x mesh.fsdp x mesh.tensor: 1 cannot work; expected 4"),
+        (("--topology=cpu:1", "--model=nobody/nothing"), "Llama-3.1-8B"),
+        (("--topology=cpu:1", "--hbm-gib=-1"), "hbm_gib: -1.0"),
+        (("--topology=cpu:1", "--objective=sft"), "objective: 'sft' is not planned"),
+    ],
+)
+def test_bad_input_ends_in_one_line(flags, said, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command(*flags)
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2 and err.count("\n") == 1 and said in err, err
+
+
+def test_without_libtpu_a_tpu_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as exit_:
+        command("--topology=v5e:2x2")
+    assert exit_.value.code == 2 and "pip install -e '.[tpu]'" in capsys.readouterr().err
+
+
+def test_every_recipe_names_a_model_whose_shape_is_shipped():
+    recipes = [file.stem for file in cli.CONFIGS_FOLDER.glob("nrt_*.py")]
+    assert recipes
+    for name in recipes:
+        config = cli.load_config(name, TrainConfig)
+        config.validate()
+        assert plan.read_model(config.model, "bfloat16").num_parameters > 1e9
+
+
+@pytest.fixture(scope="module")
+def run():
+    return programs.describe(CONFIG, MODEL, open_topology("cpu:4"))
+
+
+@pytest.fixture(scope="module")
+def gradient(run):
+    return programs.gradient(run, 4)
+
+
+def test_the_gradients_arguments_are_two_trees_over_the_mesh_and_the_batch(run, gradient):
+    """The sum so far and the parameters, split over 4, norms over fsdp alone; the batch lies on each device."""
+    norms = (2 * MODEL.num_layers + 1) * MODEL.hidden_size
+    matrices = run.model.config.num_parameters - norms
+    rows = 8 * 2 * (1 + 32 + 1 + 32)
+    batch = 8 * 32 * 5 + rows * (4 + 3 + 4 + 4) + 8 * 2 * 4
+    expected = 2 * 4 * (matrices / 4 + norms / 2) + batch
+    assert gradient.memory.arguments == pytest.approx(expected, rel=0.01)
+    assert gradient.memory.beside == pytest.approx(2 * 4 * (matrices / 4 + norms / 2), rel=0.01)  # Adam's moments.
+
+
+def test_the_gradients_flops_are_those_of_the_benchmark_and_the_masked_and_recomputed_ones(run, gradient):
+    longest = Lengths(prompts=np.full(4, 32), completions=np.full((4, 2), 65))
+    needed = bench.train_flops(run.model.config, longest) / 4
+    assert needed <= gradient.cost.flops <= 1.7 * needed
+
+
+def test_memory_beside_the_rollout_is_the_trainers_and_that_of_the_other_programs(run):
+    found = {program.name: program.memory for program in programs.rollout(run)}
+    state = size_on_device(run.state)
+    copy = found["prefill"].arguments - 2 * 32 * 5  # Two prompts at once.
+    assert found["parameters"].beside == pytest.approx(state)
+    assert found["parameters"].outputs == pytest.approx(copy, rel=0.02)
+    weights = found["layout for decoding"].outputs
+    assert found["seating"].beside == pytest.approx(state + copy + weights, rel=0.02)
+    own_caches = 4 * MODEL.num_layers * MODEL.num_kv_heads / 2 * 2 * 64 * 32 * 2
+    assert found["decoding"].aliased >= own_caches
+
+
+def test_the_largest_micro_batch_is_the_last_whose_peak_is_within_the_limit(run, monkeypatch):
+    tried = []
+
+    def gradient(_, size):
+        tried.append(size)
+        memory = Memory(arguments=10.0, outputs=0.0, aliased=0.0, temporaries=3.0 * size)
+        return Program("gradient", memory, Cost(), {}, ())
+
+    monkeypatch.setattr(programs, "gradient", gradient)
+    assert programs.micro_batch_sizes(run) == [2, 4, 8]
+    assert [programs.largest_micro_batch(run, limit, {4: 22.0}) for limit in (15, 16, 21, 22, 33, 34, 99)] == [
+        *(0, 2, 2, 4, 4, 8, 8),
+    ]
+    assert set(tried) == {2, 8}
+
+
+def test_what_does_not_fit_exits_with_1_and_says_what_to_change(model, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command(model, *FLAGS, "--topology=gpu:4", "--hbm-gib=0.0001")
+    printed = capsys.readouterr()
+    assert exit_.value.code == 1
+    for name in ("parameters", "prefill", "decoding", "scoring", "gradient", "optimizer"):
+        assert re.search(rf"^{name} .*!", printed.out, re.MULTILINE), printed.out
+    assert "no micro-batch fits" in printed.out
+    assert "--rollout.max-rows" in printed.err and "--micro-batches" in printed.err and "more chips" in printed.err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, of the extra `tpu`, is not installed")
+def test_a_tpu_slice_is_planned_without_one(model):
+    flags = (model, *FLAGS, "--topology=v5e:2x2")
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.plan", *flags], env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert f"of {CHIPS['v5e'].hbm / 2**30:.2f} GiB" in done.stdout
+    assert "a step takes at least" in done.stdout
+    assert "largest micro-batch that fits: 8 prompts, micro_batches=1" in done.stdout
+    assert re.search(r"^decoding .*all-reduce", done.stdout, re.MULTILINE)
