@@ -109,8 +109,12 @@ def _turns(messages: Any, column: str) -> list[tuple[str, str]]:
         column: Where they were found.
     """
     if isinstance(messages, Mapping) and {"role", "content"} <= messages.keys():
-        roles, contents = (list(messages[key]) for key in ("role", "content"))
-        messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        try:
+            pairs = zip(messages["role"], messages["content"], strict=True)
+            messages = [{"role": role, "content": content} for role, content in pairs]
+        except (TypeError, ValueError):
+            problem = "has roles and contents that do not match"
+            raise _bad_chat(column, problem, "two lists of the same length") from None
     if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
         raise _bad_chat(column, "is not a list of turns", "a list of objects with 'role' and 'content'")
     turns = []

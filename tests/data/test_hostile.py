@@ -64,6 +64,12 @@ def test_a_hostile_row_is_left_out_and_the_others_stay(tmp_path, line, reason):
         [row.text("question") for row in jsonl.read(str(tmp_path / "rows.jsonl"), field="input", adds=())]
 
 
+@pytest.mark.parametrize("roles", [["user"], 3, None])
+def test_turns_as_two_lists_that_do_not_match_are_a_bad_row(roles):
+    with pytest.raises(BadRow, match="expected two lists of the same length"):
+        parse({"messages": {"role": roles, "content": ["a", "b"]}}, CONFIG)
+
+
 def test_nul_and_escapes_are_text_like_any_other(tmp_path):
     row = {"question": "a\0b\x1b[2J\ufeff\u202e", "answer": "\0"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
