@@ -239,12 +239,14 @@ def apply_gradient(
         metrics: Of each part, to be summed.
         optimizer: Makes an update of the gradient.
     """
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    new = state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
     summed = jax.tree.map(lambda *terms: sum(terms), *metrics) | {"gradient_norm": optax.tree.norm(gradient)}
     finite = jnp.isfinite(summed["loss"]) & jnp.isfinite(summed["gradient_norm"])
-    # Not an average of both: NaN times 0 is NaN. XLA chooses while it writes the new leaf, in place of the old one.
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+
+    def apply(state: TrainState) -> TrainState:
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        return state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+
+    state = jax.lax.cond(finite, apply, lambda state: state, state)
     return state, summed | {"skipped_updates": 1 - finite.astype(jnp.int32)}
 
 

@@ -228,7 +228,11 @@ def test_name_that_is_neither_task_nor_file_lists_the_tasks():
 
 
 def test_tfds_that_is_not_there_is_refused_in_one_line(tmp_path):
-    for name in ("tfds:no_such_set", "tfds:mnist:train", "tfds:"):
-        with pytest.raises(UserError, match=f"data: cannot read '{name}': .*array_record") as error:
+    for name, found in (
+        ("tfds:no_such_set", ".*array_record"),
+        ("tfds:mnist:train", ".*array_record"),
+        ("tfds:", "names no local data set"),
+    ):
+        with pytest.raises(UserError, match=f"data: cannot read '{name}': {found}") as error:
             open_rows(name, DataConfig(tfds_dir=str(tmp_path)))
         assert "\n" not in str(error.value) and len(str(error.value)) < 500

@@ -297,7 +297,7 @@ def test_a_tokenizer_without_bos_and_eos(llama, tmp_path, capsys, monkeypatch):
     model, params, texts = checkpoints.load(llama[0])
     texts.bos_token = texts.eos_token = None
     monkeypatch.setattr(checkpoints, "load", lambda path, dtype: (model, params, texts))
-    monkeypatch.setattr(generation, "_eos_ids", lambda path: [])
+    monkeypatch.setattr(generation, "_eos_ids", lambda path, vocab_size: [])
     assert generation.prompt_ids(texts, "What") == texts.encode("What", add_special_tokens=False)
     rows = run(tmp_path, llama[0], [{"prompt": f"What is {i}?"} for i in range(7)], "--max-new-tokens=12")
     assert {(len(row["token_ids"]), row["finish_reason"]) for row in rows} == {(12, "length")}

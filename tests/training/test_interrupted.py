@@ -33,6 +33,14 @@ def run(config, folder, log=lambda line: None):
     return loop.train(dataclasses.replace(config, workdir=str(folder)), prepare(config), folder, log)
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """A shell starts a job in its background with SIGINT ignored, and so would the tests of it be."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.fixture(scope="module")
 def reference(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "reference"

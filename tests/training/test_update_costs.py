@@ -55,7 +55,7 @@ def gradient_program(sizes: tuple[int, int, int, int], **options):
 def optimizer_program(**options):
     params = shape(**options).abstract_params()
     state = abstract_state(params, OPTIMIZER)
-    return apply_gradient.lower(state, params, [{}], optimizer=OPTIMIZER).compile()
+    return apply_gradient.lower(state, params, [{"loss": 1.0}], optimizer=OPTIMIZER).compile()
 
 
 def test_doubling_the_group_does_not_compute_the_question_again():
