@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nrt_jax import parallel
-from nrt_jax.data.encode import Encoded, Encoder
+from nrt_jax.data.encode import Encoded
 from nrt_jax.models import Model, Params
-from nrt_jax.rewards import score_reference
+from nrt_jax.rewards import Rules, score_reference
 from nrt_jax.rollout import SamplingConfig, cut_traces, sample
 
 
@@ -43,8 +43,8 @@ class Answered:
         question: The question.
         reference: y*.
         trace: The sampled trace, as text.
-        answer: The answer as text, None where the delimiter was never written.
-        correct: The answer is the reference, spaces at the ends aside.
+        answer: The answer as text, None where there is none.
+        correct: The verifier finds it right.
         empty_trace_answer: The greedy answer when the delimiter follows the question at once.
         empty_trace_correct: Whether that is the reference.
         token_log_probs: log c_i of y* after this trace, in nats.
@@ -74,7 +74,7 @@ class Limits:
 def answer_questions(
     model: Model,
     params: Params | Sequence[Params],
-    encoder: Encoder,
+    rules: Rules,
     rows: Sequence[Encoded],
     rng: jax.Array,
     config: EvaluationConfig,
@@ -84,9 +84,9 @@ def answer_questions(
     """Samples one trace and answer for each question, answers it without a trace, and scores y* after both.
 
     Copies of the params take batches in turn, each while the others are at theirs. `before_batch` is called before each
-    batch and ends the evaluation by raising.
+    batch and ends the evaluation by raising. `rules` judge the answers.
     """
-    answered, running = [], collections.deque()
+    answered, running, encoder = [], collections.deque(), rules.encoder
     copies = [params] if isinstance(params, Mapping) else params
     stop_ids = jnp.array([encoder.format.eos], jnp.int32)
     own = SamplingConfig(
@@ -114,33 +114,30 @@ def answer_questions(
             empty = sample(model, copy, encoder.batch(skipping).prompts, rng, direct)
             running.append((part, (sampled, (empty.tokens[:, 0], empty.mask[:, 0]))))
         if len(running) == len(copies):
-            answered += _fetch(encoder, *running.popleft())
-    return answered + [item for batch in running for item in _fetch(encoder, *batch)]
+            answered += _fetch(rules, *running.popleft())
+    return answered + [item for batch in running for item in _fetch(rules, *batch)]
 
 
-def _fetch(encoder: Encoder, rows: Sequence[Encoded], results) -> list[Answered]:
+def _fetch(rules: Rules, rows: Sequence[Encoded], results) -> list[Answered]:
     """Waits for a batch."""
     sampled, empty = jax.device_get(results)
-    return [_answered(encoder, row, sampled, empty, i) for i, row in enumerate(rows)]
+    return [_answered(rules, row, sampled, empty, i) for i, row in enumerate(rows)]
 
 
-def _answered(encoder: Encoder, row: Encoded, sampled, empty, i: int) -> Answered:
+def _answered(rules: Rules, row: Encoded, sampled, empty, i: int) -> Answered:
     """What row i of a batch amounts to, in text."""
     tokens, lengths, log_probs, base = sampled
-    num = len(row.answer)
-    reference = encoder.tokenizer.decode(row.answer[:-1])  # Spelt as the tokenizer spells the policy's answers.
-    trace, answer = encoder.format.split(tokens[i, : lengths[i]])
-    answer = None if answer is None else encoder.tokenizer.decode(answer)
-    direct = empty[0][i][empty[1][i]]
-    direct = encoder.tokenizer.decode(direct[:-1] if direct[-1:] == encoder.format.eos else direct)
+    num, delimiter = len(row.answer), rules.encoder.format.delimiter
+    own = rules.read(tokens[i, : lengths[i]])
+    direct = rules.read(np.append(delimiter, empty[0][i][empty[1][i]]))
     return Answered(
         question=row.example.question,
         reference=row.example.answer,
-        trace=encoder.tokenizer.decode(trace),
-        answer=answer,
-        correct=answer is not None and answer.strip() == reference.strip(),
-        empty_trace_answer=direct,
-        empty_trace_correct=direct.strip() == reference.strip(),
+        trace=own.trace,
+        answer=own.answer,
+        correct=rules.is_correct(row, own),
+        empty_trace_answer=direct.answer or "",
+        empty_trace_correct=rules.is_correct(row, direct),
         token_log_probs=tuple(log_probs[i, :num].tolist()),
         base_token_log_probs=tuple(base[i, :num].tolist()),
     )

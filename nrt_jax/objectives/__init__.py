@@ -1,6 +1,6 @@
 """Advantages and losses: functions of rewards and log-probabilities, with no model inside."""
 
-from nrt_jax.objectives.advantage import AdvantageConfig, group_advantage
+from nrt_jax.objectives.advantage import BASELINES, AdvantageConfig, group_advantage
 from nrt_jax.objectives.nrt import (
     Denominators,
     LossMasks,
@@ -12,6 +12,7 @@ from nrt_jax.objectives.nrt import (
 from nrt_jax.objectives.sft import sft_loss
 
 __all__ = [
+    "BASELINES",
     "AdvantageConfig",
     "Denominators",
     "LossMasks",

@@ -10,6 +10,7 @@ from nrt_jax.rollout.sampler import (
     prefill,
     row_keys,
     sample,
+    until_delimiter,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "prefill",
     "row_keys",
     "sample",
+    "until_delimiter",
 ]

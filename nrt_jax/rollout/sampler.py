@@ -39,8 +39,9 @@ class SamplingConfig:
     learner recomputes that, and compares.
 
     Attributes:
-        stop_ids: [S] int32, tokens that end a row. The first is the delimiter, whose log-probability is recorded at
-            every step whether or not it is sampled.
+        stop_ids: [S] int32, tokens that end a row.
+        delimiter: [] int32, the token whose log-probability is recorded at every step whether or not it is sampled;
+            None for the first of `stop_ids`.
         temperature: [] float32, divides the logits; 0 is greedy.
         truncation: Which tokens may be drawn.
         max_new_tokens: Z, the most tokens a row may sample.
@@ -53,6 +54,7 @@ class SamplingConfig:
 
     stop_ids: jax.Array
     temperature: jax.Array
+    delimiter: jax.Array | None = None
     truncation: Truncation = Truncation()
     max_new_tokens: int = flax.struct.field(pytree_node=False)
     group_size: int = flax.struct.field(pytree_node=False, default=1)
@@ -421,15 +423,33 @@ def cut_traces(rollout: Rollout, max_length: jax.Array) -> Rollout:
     """
     too_long = rollout.trace_length > max_length[:, None]
     keep = ~too_long[..., None] | (jnp.arange(rollout.tokens.shape[-1]) < max_length[:, None, None])
-    cache = rollout.trace_cache
-    return rollout.replace(
+    return _keep_tokens(rollout, keep, finished=rollout.finished & ~too_long)
+
+
+def until_delimiter(rollout: Rollout, delimiter: jax.Array) -> Rollout:
+    """The rollout that would have ended each row at its first delimiter, given one that went on to sample answers.
+
+        tokens      z_1  z_2  </think>  a_1  a_2  EOS        becomes        z_1  z_2  </think>  0  0  0
+
+    A row without a delimiter stays as it is; it is unmatched.
+    """
+    is_delimiter = (rollout.tokens == delimiter) & rollout.mask
+    has_one = jnp.any(is_delimiter, -1)
+    keep = ~has_one[..., None] | (jnp.arange(rollout.tokens.shape[-1]) <= jnp.argmax(is_delimiter, -1)[..., None])
+    return _keep_tokens(rollout, keep, finished=rollout.finished | has_one)
+
+
+def _keep_tokens(rollout: Rollout, keep: jax.Array, finished: jax.Array) -> Rollout:
+    """Without the tokens where `keep` [P, K, Z] is False, which are a row's last ones."""
+    kept = rollout.replace(
         tokens=jnp.where(keep, rollout.tokens, 0),
         mask=rollout.mask & keep,
         log_probs=jnp.where(keep, rollout.log_probs, 0.0),
         entropy=jnp.where(keep, rollout.entropy, 0.0),
-        finished=rollout.finished & ~too_long,
-        trace_cache=cache.replace(positions=jnp.where(keep, cache.positions, -1)),
+        finished=finished,
     )
+    cache = rollout.trace_cache
+    return kept.replace(trace_cache=cache.replace(positions=jnp.where(kept.trace_mask, cache.positions, -1)))
 
 
 def _uniform(keys, start, num_steps):
@@ -441,4 +461,5 @@ def _uniform(keys, start, num_steps):
 def _draw(model, weights, hidden, uniform, config):
     """Of hidden [D, N]."""
     logits = decoder.logits(model, weights, hidden)
-    return draw(logits, uniform, config.temperature, config.stop_ids[0], config.truncation)
+    watched = config.stop_ids[0] if config.delimiter is None else config.delimiter
+    return draw(logits, uniform, config.temperature, watched, config.truncation)

@@ -3,10 +3,11 @@
 Only what the learner needs leaves the device that sampled a group: its tokens and numbers, not its caches.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nrt_jax import parallel
@@ -16,6 +17,8 @@ from nrt_jax.rollout import SamplingConfig, engine, row_keys
 from nrt_jax.training.learner import LearnerBatch
 from nrt_jax.training.step import Outcome, reward_rollout
 
+Score = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
+
 
 def collect(
     model: Model,
@@ -23,6 +26,7 @@ def collect(
     batch: Batch,
     rng: jax.Array,
     sampling: SamplingConfig,
+    score: Score | None = None,
     **reward: Any,
 ) -> tuple[LearnerBatch, Outcome]:
     """Samples, scores and rewards.
@@ -33,12 +37,13 @@ def collect(
         batch: P questions with their answers.
         rng: Of the sampling, and of the `random` reward.
         sampling: How to sample.
+        score: Rewards of text, as for `reward_parts`.
         **reward: Configs of `reward_rollout`.
     """
     sample_rng, reward_rng = jax.random.split(rng)
     keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
     parts = engine.stream(model, params, batch.prompts, sample_rng, sampling)
-    return reward_parts(model, parts, batch, keys, sampling.temperature, **reward)
+    return reward_parts(model, parts, batch, keys, sampling.temperature, score, **reward)
 
 
 def reward_parts(
@@ -47,6 +52,7 @@ def reward_parts(
     batch: Batch,
     keys: jax.Array,
     temperature: jax.Array,
+    score: Score | None = None,
     **reward: Any,
 ) -> tuple[LearnerBatch, Outcome]:
     """Rewards the parts of a rollout.
@@ -57,6 +63,8 @@ def reward_parts(
         batch: P questions with their answers.
         keys: [P] keys of the `random` reward.
         temperature: Of the rollout.
+        score: Makes rewards, [p, K] each by name, of the indices of p prompts, the tokens [p, K, Z] that were sampled
+            for each and their numbers [p, K]; None for none.
         **reward: Configs of `reward_rollout`.
 
     Returns:
@@ -66,7 +74,10 @@ def reward_parts(
     for part in parts:
         num_padding = len(part.rollout.finished) - len(part.prompts)
         index = np.append(part.prompts, np.repeat(part.prompts[:1], num_padding))
-        args = (part.params, part.rollout, batch.take(index), keys[index], temperature)
+        scores = {}
+        if score:
+            scores = score(index, *jax.device_get((part.rollout.tokens, jnp.sum(part.rollout.mask, -1))))
+        args = (part.params, part.rollout, batch.take(index), keys[index], temperature, scores)
         with parallel.on(part.params):
             done.append(reward_rollout(*args, model=model, **reward))
         indices.append(part.prompts)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Literal
 
 from nrt_jax.data.encode import TextConfig
@@ -14,7 +15,7 @@ from nrt_jax.models.backends import Backend
 from nrt_jax.models.lora import PROJECTIONS
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.parallel import MeshConfig
-from nrt_jax.rewards import AGGREGATIONS
+from nrt_jax.rewards import AGGREGATIONS, VerifierConfig, get_verifier
 from nrt_jax.rollout import check_truncation
 from nrt_jax.training.optimizer import OptimizerConfig
 
@@ -27,6 +28,8 @@ class RolloutConfig:
         prompts: P, questions a step.
         group_size: K, traces a question.
         max_trace_length: Z, most tokens of a trace.
+        max_answer_length: Most tokens that are sampled after it and its delimiter, where a reward wants answers; 0 for
+            as many as the longest reference answer has.
         max_length: Most tokens of prompt, trace, delimiter and answer together; a longer sample loses the tail of its
             trace. 0 for what the model supports.
         temperature: Of sampling; scores and losses divide their logits by it too.
@@ -45,6 +48,7 @@ class RolloutConfig:
     prompts: int = 256
     group_size: int = 8
     max_trace_length: int = 2048
+    max_answer_length: int = 0
     max_length: int = 0
     temperature: float = 1.0
     top_k: int = 0
@@ -58,13 +62,36 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """What a trace is rewarded for.
+    """What a trace is rewarded for: a weighted sum.
+
+    Without an intrinsic part, the policy learns from the answers that it writes itself (reinforcement learning with
+    verifiable rewards); with one, from its traces and from y*, as in NRT, and a sampled answer only adds to the reward.
 
     Attributes:
         mode: An aggregation of c_i (`nrt_jax.rewards.AGGREGATIONS`), or `random`: uniform noise, a control.
+        intrinsic: Weight of that, after the baseline (`advantage.clip`).
+        format: Weight of 1 for a well-formed completion, 0 for any other. Where no answer is sampled, one is well
+            formed if the policy wrote the delimiter.
+        verifiable: Weight of the verifier's score of the answer that the policy writes.
+        normalise: `group` divides what each reward is above its mean of a question's traces by their standard deviation
+            before it is weighted, so that weights compare like with like; `none` does not.
     """
 
     mode: str = "weighted_sum_log_prob"
+    intrinsic: float = 1.0
+    format: float = 0.0
+    verifiable: float = 0.0
+    normalise: Literal["none", "group"] = "none"
+
+    @property
+    def of_text(self) -> tuple[str, ...]:
+        """Names of the rewards that are computed from text."""
+        return tuple(name for name in ("format", "verifiable") if getattr(self, name))
+
+    @property
+    def samples_answer(self) -> bool:
+        """The policy goes on after the delimiter."""
+        return self.verifiable != 0 or self.intrinsic == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +141,7 @@ class TrainConfig:
         trace: Trace format.
         rollout: Sampling.
         reward: Reward.
+        verifier: How the answers that the policy writes are judged, in evaluation and for a reward.
         advantage: Baseline and scale of advantages.
         loss: Weights and switches of the loss.
         lora: Low-rank adapters; the run then exports `adapter/` for PEFT beside the merged `hf/`.
@@ -140,6 +168,7 @@ class TrainConfig:
     trace: TraceFormatConfig = TraceFormatConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    verifier: VerifierConfig = VerifierConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: NRTLossConfig = NRTLossConfig()
     lora: LoRAConfig = LoRAConfig()
@@ -173,6 +202,14 @@ class TrainConfig:
         )
         if self.reward.mode not in (*AGGREGATIONS, "random"):
             raise unknown_name("reward.mode", self.reward.mode, (*AGGREGATIONS, "random"))
+        weights = (self.reward.intrinsic, self.reward.format, self.reward.verifiable)
+        _require(
+            all(map(math.isfinite, weights)) and any(weights),
+            "reward",
+            f"weights {', '.join(map(str, weights))} of intrinsic, format and verifiable",
+            "finite numbers, one of them not 0",
+        )
+        get_verifier(self.verifier.name)
         _require(
             self.objective != "nrt" or self.rollout.group_size > 1 or self.advantage.scale == "none",
             "rollout.group_size",
@@ -227,6 +264,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "rollout.max_length",
+    "rollout.max_answer_length",
     "rollout.max_rows",
     "lora.rank",
     "loss.trace_weight",

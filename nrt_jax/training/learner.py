@@ -98,6 +98,32 @@ def from_rollout(
     )
 
 
+def from_completions(rollout: Rollout, prompts: Prompts, advantage: jax.Array) -> LearnerBatch:
+    """What the policy sampled, trace, delimiter and answer alike, as what it is rewarded for: there is no reference.
+
+    Args:
+        rollout: The completions.
+        prompts: The prompts that they belong to.
+        advantage: [P, K].
+    """
+    last = jnp.take_along_axis(prompts.tokens, jnp.maximum(rollout.prompt_length - 1, 0)[:, None], axis=1)
+
+    def shift(x, first=0):
+        """Values [P, K, Z] of the completion, behind that of x_X."""
+        return jnp.pad(x, ((0, 0), (0, 0), (1, 0))).at[..., 0].set(first)
+
+    mask = shift(rollout.mask, False)
+    nothing = jnp.zeros_like(mask)
+    return LearnerBatch(
+        prompts=prompts,
+        tokens=shift(rollout.tokens, last),
+        masks=LossMasks(trace=mask, delimiter=nothing, reference=nothing),
+        old_log_probs=shift(rollout.log_probs),
+        advantage=advantage,
+        token_signal=jnp.zeros(mask.shape, jnp.float32),
+    )
+
+
 def from_demonstrations(
     encoder: Encoder, rows: Sequence[Encoded], *, with_trace: bool, max_length: int | None = None
 ) -> LearnerBatch:

@@ -17,7 +17,7 @@ from nrt_jax.errors import Stopped
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
 from nrt_jax.training import workdir as run_folder
 from nrt_jax.training.checkpoint import Checkpointer
-from nrt_jax.training.collect import collect
+from nrt_jax.training.collect import Score, collect
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.config_io import to_dict
 from nrt_jax.training.guard import SkippedUpdates
@@ -170,12 +170,14 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
 
 
 def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[LearnerBatch, dict]:
+    answer_length = config.rollout.max_answer_length or setup.train.longest_answer
     learner_batch, outcome = collect(
         setup.model,
         setup.copies(state.params),
         setup.encoder.batch(rows),
         rng,
-        sampling_config(config.rollout, setup.trace_format),
+        sampling_config(config.rollout, setup.trace_format, config.reward.samples_answer * answer_length),
+        _score_of(config, setup, rows),
         reward_config=config.reward,
         advantage_config=config.advantage,
         loss_config=config.loss,
@@ -183,6 +185,19 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[Learne
         has_opening=bool(setup.trace_format.opening),
     )
     return learner_batch, describe(outcome)
+
+
+def _score_of(config: TrainConfig, setup: Setup, rows) -> Score | None:
+    """Makes rewards of the text of completions, those that have a weight."""
+    if not config.reward.of_text:
+        return None
+
+    def score(indices, tokens, lengths):
+        chosen = [rows[i] for i in indices]
+        scores = setup.rules.score(chosen, tokens, lengths, has_answers=config.reward.samples_answer)
+        return {name: scores[name] for name in config.reward.of_text}
+
+    return score
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -196,7 +211,7 @@ def _answer(config: TrainConfig, setup: Setup, params, stop: StopRequest) -> lis
     rng = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_STREAM)
     params = setup.copies(params) if setup.layout else setup.policy(params)
     how = (config.evaluation, setup.limits, stop.check)
-    return answer_questions(setup.model, params, setup.encoder, setup.held_out, rng, *how)
+    return answer_questions(setup.model, params, setup.rules, setup.held_out, rng, *how)
 
 
 def _answers_before(config: TrainConfig, setup: Setup, folder: Path, stop: StopRequest) -> list[Answered]:

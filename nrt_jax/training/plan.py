@@ -64,7 +64,9 @@ class Run:
     @functools.cached_property
     def sampling(self) -> SamplingConfig:
         """How it samples; which ids stop it does not matter."""
-        return sampling_config(self.config.rollout, TraceFormat(opening=(), delimiter=1, eos=2, stop_ids=(1, 2)))
+        trace_format = TraceFormat(opening=(), delimiter=1, eos=2, stop_ids=(1, 2))
+        longest = self.config.rollout.max_answer_length or self.config.text.max_answer_length
+        return sampling_config(self.config.rollout, trace_format, self.config.reward.samples_answer * longest)
 
     @property
     def max_length(self) -> int:
@@ -152,7 +154,9 @@ def gradient(run: Run, part_size: int) -> Program:
     """Of a micro-batch of so many prompts, with completions as long as they may be."""
     config, home = run.config, parallel.beside(run.params)
     questions, rows = run.questions(run.minibatch), (run.minibatch, config.rollout.group_size)
-    max_tokens = 1 + config.rollout.max_trace_length + 1 + questions.reference.tokens.shape[1]
+    max_tokens = 1 + run.sampling.max_new_tokens
+    if config.reward.intrinsic:  # It learns from the reference too.
+        max_tokens += 1 + questions.reference.tokens.shape[1]
     tokens, mask, numbers = (shape((*rows, max_tokens), dtype) for dtype in (jnp.int32, bool, jnp.float32))
     batch = LearnerBatch(
         prompts=questions.prompts,
@@ -274,6 +278,7 @@ def _compile_rollout(run: Run, found: list[Program]) -> None:
         questions,
         at(home, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))),
         config.temperature,
+        {name: shape((batch, sampling.group_size), jnp.float32, home) for name in run.config.reward.of_text},
         model=model,
         reward_config=run.config.reward,
         advantage_config=run.config.advantage,

@@ -15,6 +15,7 @@ from nrt_jax.errors import UserError
 from nrt_jax.evaluation import Limits
 from nrt_jax.models import Frozen, Model, Params, backends, lora
 from nrt_jax.parallel import Layout
+from nrt_jax.rewards import Rules
 from nrt_jax.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Setup:
         tokenizer: With the trace format's tokens in it.
         trace_format: In token ids.
         encoder: Text to ids.
+        rules: Ids to verdicts.
         train: Training rows, and what was left out of them.
         held_out: Evaluation rows.
         limits: Most tokens of a trace and an answer in evaluation.
@@ -49,6 +51,7 @@ class Setup:
     tokenizer: "Tokenizer"
     trace_format: TraceFormat
     encoder: Encoder
+    rules: Rules
     train: Data
     held_out: list[Encoded]
     limits: Limits
@@ -126,6 +129,7 @@ def prepare(config: TrainConfig) -> Setup:
         tokenizer=tokenizer,
         trace_format=trace_format,
         encoder=encoder,
+        rules=Rules(encoder, config.verifier),
         train=data,
         held_out=data.held_out,
         limits=Limits(

@@ -1,6 +1,8 @@
-"""One NRT step as pure functions: sample, score, reward, compare, lay out for the learner."""
+"""One step as pure functions: score, reward, compare, lay out for the learner."""
 
 import functools
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -9,20 +11,28 @@ import jax.numpy as jnp
 from nrt_jax.data.batch import Batch
 from nrt_jax.data.formats import TraceFormat
 from nrt_jax.models import Model, Params
-from nrt_jax.objectives import AdvantageConfig, NRTLossConfig, group_advantage, token_signal
+from nrt_jax.objectives import BASELINES, AdvantageConfig, NRTLossConfig, group_advantage, token_signal
 from nrt_jax.rewards import Reward, aggregate, score_reference
-from nrt_jax.rollout import Rollout, SamplingConfig, Truncation, cache_dtype, cut_traces
+from nrt_jax.rollout import Rollout, SamplingConfig, Truncation, cache_dtype, cut_traces, until_delimiter
 from nrt_jax.training.config import RewardConfig, RolloutConfig
-from nrt_jax.training.learner import LearnerBatch, from_rollout
+from nrt_jax.training.learner import LearnerBatch, from_completions, from_rollout
 
 
-def sampling_config(config: RolloutConfig, trace_format: TraceFormat) -> SamplingConfig:
-    """How a training step samples: until the delimiter or any other special token."""
+def sampling_config(config: RolloutConfig, trace_format: TraceFormat, answer_length: int = 0) -> SamplingConfig:
+    """How a training step samples: until the delimiter or any other special token.
+
+    Args:
+        config: Its limits.
+        trace_format: Its tokens.
+        answer_length: Most tokens of an answer; above 0, a row goes on after the delimiter.
+    """
+    delimiter, *others = trace_format.stop_ids
     return SamplingConfig(
-        stop_ids=jnp.array(trace_format.stop_ids, jnp.int32),
+        stop_ids=jnp.array(others if answer_length else trace_format.stop_ids, jnp.int32),
+        delimiter=jnp.int32(delimiter),
         temperature=jnp.float32(config.temperature),
         truncation=Truncation.of(config.top_k, config.top_p, config.min_p),
-        max_new_tokens=config.max_trace_length,
+        max_new_tokens=config.max_trace_length + (1 + answer_length if answer_length else 0),
         group_size=config.group_size,
         chunk_size=config.chunk_size,
         cache_dtype=cache_dtype(config.cache_dtype),
@@ -41,11 +51,12 @@ class Outcome:
     """What came of a rollout, to be described.
 
     Attributes:
-        reward: [P, K] R of the traces.
-        baseline: [P] R of the empty trace.
+        rewards: Each [P, K], by name and before its weight: intrinsic, R of the traces; format; verifiable.
+        reward: [P, K], their weighted sum.
+        baseline: [P] intrinsic reward of the empty trace; None where there is no such reward.
         advantage: [P, K].
-        log_probs: [P, K, Y] log c_i.
-        base_log_probs: [P, Y] log c_i,base.
+        log_probs: [P, K, Y] log c_i; None likewise.
+        base_log_probs: [P, Y] log c_i,base; None likewise.
         answer_mask: [P, Y] bool.
         trace_length: [P, K] int32.
         num_sampled: [P, K] int32, tokens, stop tokens included.
@@ -53,11 +64,12 @@ class Outcome:
         matched: [P, K] bool, the policy wrote the delimiter itself.
     """
 
+    rewards: dict[str, jax.Array]
     reward: jax.Array
-    baseline: jax.Array
+    baseline: jax.Array | None
     advantage: jax.Array
-    log_probs: jax.Array
-    base_log_probs: jax.Array
+    log_probs: jax.Array | None
+    base_log_probs: jax.Array | None
     answer_mask: jax.Array
     trace_length: jax.Array
     num_sampled: jax.Array
@@ -82,6 +94,7 @@ def reward_rollout(
     batch: Batch,
     keys: jax.Array | None,
     temperature: jax.Array,
+    scores: Mapping[str, jax.Array] | None = None,
     *,
     model: Model,
     reward_config: RewardConfig,
@@ -94,12 +107,13 @@ def reward_rollout(
 
     Args:
         params: The parameters that sampled the rollout.
-        rollout: Its traces, with caches.
+        rollout: Its traces, with caches; where the reward wants them, with the answers that the policy wrote.
         batch: The prompts and references.
         keys: [P] keys of the `random` reward; others need none.
         temperature: Of the rollout.
+        scores: Rewards that were computed from text, [P, K] each (`nrt_jax.rewards.Rules`), if any.
         model: The policy.
-        reward_config: Which reward.
+        reward_config: Which rewards.
         advantage_config: Which baseline and scale.
         loss_config: Which token signal.
         max_length: Most tokens of prompt, trace, delimiter and answer together.
@@ -108,36 +122,82 @@ def reward_rollout(
     Returns:
         The learner's batch, and what `describe` makes scalars of.
     """
-    rollout = fit_traces(rollout, batch, max_length)
-    log_probs, base_log_probs = score_reference(model, params, rollout, batch.reference, temperature)
-    mask = jnp.broadcast_to(batch.reference.mask[:, None], log_probs.shape)
-    base = jnp.broadcast_to(base_log_probs[:, None], log_probs.shape)
-    if reward_config.mode == "random":
-        noise = jax.vmap(lambda key: jax.random.uniform(key, log_probs.shape[1:2]))(keys)
-        reward = Reward(trace=noise, token=mask / mask.sum(-1, keepdims=True))
-        baseline = jnp.zeros(log_probs.shape[0])
+    sampled, rewards, scored = rollout, dict(scores or {}), None
+    if reward_config.samples_answer:
+        rollout = until_delimiter(sampled, batch.reference.delimiter)
+    if reward_config.intrinsic:
+        rollout = fit_traces(rollout, batch, max_length)
+        scored = _score(model, params, rollout, batch, keys, temperature, reward_config.mode)
+        rewards["intrinsic"] = scored.reward.trace
+    baseline = scored and scored.baseline
+    total = mix(rewards, reward_config, baseline, clip=advantage_config.clip)
+    advantage = group_advantage(total, scale=advantage_config.scale)
+    if scored:
+        mask = jnp.broadcast_to(batch.reference.mask[:, None], scored.log_probs.shape)
+        signal = token_signal(loss_config.token_signal, scored.reward.token, mask)
+        learner_batch = from_rollout(rollout, batch, advantage, signal, has_opening=has_opening)
     else:
-        reward = aggregate(reward_config.mode, log_probs, mask, base)
-        baseline = aggregate(reward_config.mode, base_log_probs, batch.reference.mask, base_log_probs).trace
-        # A sampled empty trace IS the baseline. Scored in another shape it is an ulp off, and where nothing else in
-        # the group helps, max(0, R - R_base) would hand that ulp, divided by its own std, to the empty trace.
-        reward = reward.replace(trace=jnp.where(rollout.trace_length == 0, baseline[:, None], reward.trace))
-    advantage = group_advantage(reward.trace, baseline, clip=advantage_config.clip, scale=advantage_config.scale)
-    signal = token_signal(loss_config.token_signal, reward.token, mask)
-    learner_batch = from_rollout(rollout, batch, advantage, signal, has_opening=has_opening)
+        completions = cut_traces(sampled, max_length - sampled.prompt_length)
+        learner_batch = from_completions(completions, batch.prompts, advantage)
     outcome = Outcome(
-        reward=reward.trace,
+        rewards=rewards,
+        reward=sum(getattr(reward_config, name) * reward for name, reward in rewards.items()),
         baseline=baseline,
         advantage=advantage,
-        log_probs=log_probs,
-        base_log_probs=base_log_probs,
+        log_probs=scored and scored.log_probs,
+        base_log_probs=scored and scored.base_log_probs,
         answer_mask=batch.reference.mask,
         trace_length=rollout.trace_length,
-        num_sampled=jnp.sum(rollout.mask, -1),
-        entropy=jnp.sum(rollout.entropy, -1),
+        num_sampled=jnp.sum(sampled.mask, -1),
+        entropy=jnp.sum(sampled.entropy, -1),
         matched=rollout.matched(batch.reference.delimiter),
     )
     return learner_batch, outcome
+
+
+class _Scored(NamedTuple):
+    """The intrinsic reward, R_base [P], log c_i [P, K, Y] and log c_i,base [P, Y]."""
+
+    reward: Reward
+    baseline: jax.Array
+    log_probs: jax.Array
+    base_log_probs: jax.Array
+
+
+def _score(model, params, rollout, batch, keys, temperature, mode) -> _Scored:
+    log_probs, base_log_probs = score_reference(model, params, rollout, batch.reference, temperature)
+    mask = jnp.broadcast_to(batch.reference.mask[:, None], log_probs.shape)
+    if mode == "random":
+        noise = jax.vmap(lambda key: jax.random.uniform(key, log_probs.shape[1:2]))(keys)
+        reward = Reward(trace=noise, token=mask / mask.sum(-1, keepdims=True))
+        return _Scored(reward, jnp.zeros(log_probs.shape[0]), log_probs, base_log_probs)
+    reward = aggregate(mode, log_probs, mask, jnp.broadcast_to(base_log_probs[:, None], log_probs.shape))
+    baseline = aggregate(mode, base_log_probs, batch.reference.mask, base_log_probs).trace
+    # A sampled empty trace IS the baseline. Scored in another shape it is an ulp off, and where nothing else in
+    # the group helps, max(0, R - R_base) would hand that ulp, divided by its own std, to the empty trace.
+    trace = jnp.where(rollout.trace_length == 0, baseline[:, None], reward.trace)
+    return _Scored(reward.replace(trace=trace), baseline, log_probs, base_log_probs)
+
+
+def mix(
+    rewards: Mapping[str, jax.Array], config: RewardConfig, baseline: jax.Array | None, *, clip: str = "none"
+) -> jax.Array:
+    """The weighted sum of rewards, of which groups are made.
+
+    Args:
+        rewards: [P, K] each, by the names of their weights in the config.
+        config: Weights, and how rewards are brought to one scale.
+        baseline: [P] intrinsic reward of the empty trace; other rewards have none.
+        clip: What it does to the intrinsic reward (`AdvantageConfig.clip`).
+    """
+    total = 0.0
+    for name, reward in rewards.items():
+        if name == "intrinsic":
+            reward = BASELINES[clip](reward, baseline)
+        if config.normalise == "group":
+            reward = group_advantage(reward)
+        total += getattr(config, name) * reward
+    return total
 
 
 @jax.jit
@@ -145,13 +205,18 @@ def describe(outcome: Outcome) -> dict[str, jax.Array]:
     """Scalars of one rollout. The share of empty traces is the alarm for collapse."""
     o, mask = outcome, outcome.answer_mask
     sampled = jnp.maximum(jnp.sum(o.num_sampled), 1)
-    return {
-        "reward": jnp.mean(o.reward),
-        "reward_empty_trace": jnp.mean(o.baseline),
-        "reward_gain": jnp.mean(o.reward - o.baseline[:, None]),
-        "answer_prob": jnp.mean(jnp.exp(jnp.sum(o.log_probs, -1, where=mask[:, None]))),
-        "token_prob": jnp.mean(jnp.exp(o.log_probs), where=mask[:, None]),
-        "token_prob_empty_trace": jnp.mean(jnp.exp(o.base_log_probs), where=mask),
+    scalars = {"reward": jnp.mean(o.reward)}
+    if len(o.rewards) > 1:
+        scalars |= {f"reward_{name}": jnp.mean(reward) for name, reward in o.rewards.items()}
+    if o.baseline is not None:
+        scalars |= {
+            "reward_empty_trace": jnp.mean(o.baseline),
+            "reward_gain": jnp.mean(o.rewards["intrinsic"] - o.baseline[:, None]),
+            "answer_prob": jnp.mean(jnp.exp(jnp.sum(o.log_probs, -1, where=mask[:, None]))),
+            "token_prob": jnp.mean(jnp.exp(o.log_probs), where=mask[:, None]),
+            "token_prob_empty_trace": jnp.mean(jnp.exp(o.base_log_probs), where=mask),
+        }
+    return scalars | {
         "entropy": jnp.sum(o.entropy) / sampled,
         "trace_length": jnp.mean(o.trace_length.astype(jnp.float32)),
         "empty_trace_share": jnp.mean(o.trace_length == 0),

@@ -8,6 +8,7 @@ from nrt_jax import hf
 from nrt_jax.data import formats
 from nrt_jax.data.encode import Encoder, TextConfig
 from nrt_jax.evaluation import EvaluationConfig, Limits, answer_questions, hard_tokens, summarise
+from nrt_jax.rewards import Rules, VerifierConfig
 from tests.fixtures_run import examples, write_model
 
 LIMITS = Limits(trace=6, answer=6)
@@ -30,7 +31,7 @@ def policy(tmp_path_factory):
 def answered(policy):
     model, params, encoder, rows = policy
     config = EvaluationConfig(batch_size=8)  # 12 questions: the last batch is padded
-    return answer_questions(model, params, encoder, rows, jax.random.key(0), config, LIMITS)
+    return answer_questions(model, params, Rules(encoder, VerifierConfig()), rows, jax.random.key(0), config, LIMITS)
 
 
 def test_every_question_is_answered_once_in_order(policy, answered):

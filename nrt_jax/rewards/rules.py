@@ -1,0 +1,90 @@
+"""Rewards of what a policy wrote, computed on the host from its text: the format, and a verifier's score."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from nrt_jax.data.encode import Encoded, Encoder
+from nrt_jax.errors import UserError
+from nrt_jax.rewards.verifiable import Completion, Verifier, VerifierConfig, get_verifier, parse_completion
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rules:
+    """Reads completions, and scores them.
+
+    Attributes:
+        encoder: Of the run, whose tokenizer and trace format it reads with.
+        config: How answers are judged.
+    """
+
+    encoder: Encoder
+    config: VerifierConfig
+
+    @functools.cached_property
+    def verifier(self) -> Verifier:
+        """Of the config's name."""
+        return get_verifier(self.config.name)
+
+    def read(self, tokens: np.ndarray) -> Completion:
+        """What the tokens [T] of a completion say, the last of which is EOS unless it was cut short."""
+        trace_format, decode = self.encoder.format, self.encoder.tokenizer.decode
+        trace, answer = trace_format.split(tokens)
+        tags = [decode([token]) for token in (*trace_format.opening, trace_format.delimiter)]
+        is_repeated = answer is not None and trace_format.delimiter in answer
+        return parse_completion(
+            decode(trace),
+            None if answer is None or is_repeated else decode(answer),
+            finished=trace_format.eos in tokens,
+            # Spelt in pieces they are no delimiter, but readers of the text cannot tell. A word may be one, too.
+            reserved=[text for text in tags if text.startswith("<")],
+            tag=self.config.answer_tag,
+        )
+
+    def verdict(self, row: Encoded, completion: Completion) -> float | None:
+        """What the verifier says.
+
+        Raises:
+            UserError: It says neither a number nor None.
+        """
+        # Spelt as the tokenizer spells the policy's answers.
+        example = dataclasses.replace(row.example, answer=self.encoder.tokenizer.decode(row.answer[:-1]))
+        verdict = self.verifier(example, completion)
+        if verdict is None or (isinstance(verdict, int | float | np.number) and np.isfinite(verdict)):
+            return verdict
+        raise UserError(
+            f"verifier.name: {self.config.name!r} returned {verdict!r}; expected a finite number, or None where there "
+            "is nothing to judge"
+        )
+
+    def is_correct(self, row: Encoded, completion: Completion) -> bool:
+        """The verifier finds the answer right, and not only partly."""
+        return self.verdict(row, completion) == 1.0
+
+    def score(
+        self, rows: Sequence[Encoded], tokens: np.ndarray, lengths: np.ndarray, *, has_answers: bool
+    ) -> dict[str, np.ndarray]:
+        """Scores what was sampled.
+
+        Args:
+            rows: P questions.
+            tokens: [P, K, Z] int32, trace, delimiter, answer and EOS.
+            lengths: [P, K] int32, how many of them were sampled.
+            has_answers: Whether rows went on after the delimiter.
+
+        Returns:
+            format, 1 where the completion is well formed and 0 elsewhere (without answers, where the policy wrote the
+            delimiter), and, with answers, verifiable: the verifier's score; each [P, K] float32.
+        """
+        scores = {name: np.zeros(lengths.shape, np.float32) for name in ("format", "verifiable")[: 1 + has_answers]}
+        for p, k in np.ndindex(lengths.shape):
+            sampled = tokens[p, k, : lengths[p, k]]
+            if has_answers:
+                completion = self.read(sampled)
+                scores["format"][p, k] = completion.well_formed
+                scores["verifiable"][p, k] = self.config.score(self.verdict(rows[p], completion))
+            else:
+                scores["format"][p, k] = self.encoder.format.delimiter in sampled
+        return scores

@@ -1,0 +1,225 @@
+"""Rewards from rules: is the answer that the policy wrote right, and is it written as asked?
+
+A verifier is a function of (example, completion) that returns 1.0 for a right answer, 0.0 for a wrong one, anything
+between for a partly right one, and None where there is no answer to judge. To add one, name it in `VERIFIERS`, or give
+its import path, `--verifier.name my_module:my_function`:
+
+    def my_function(example: Example, completion: Completion) -> float | None:
+        return None if completion.answer is None else float(example.answer in completion.answer)
+
+What is judged comes from a policy that is rewarded for being judged right. So nothing of it is evaluated as code,
+answers of more than `MAX_ANSWER` characters are not read, and tags count only where the format puts them:
+
+    z </think> answer EOS                            the answer is what follows the delimiter
+    z </think> <answer> answer </answer> EOS         with verifier.answer_tag "answer": what the one pair of tags holds
+    z <answer> 4 </answer> </think> .. EOS           a tag inside the trace: no answer
+    z </think> <answer> 3 </answer> <answer> 4 ..    a second pair, or one inside the other: no answer
+"""
+
+import dataclasses
+import importlib
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from nrt_jax.data.example import Example
+from nrt_jax.errors import UserError, unknown_name
+
+#: Characters of an answer that is read; a longer one is not judged.
+MAX_ANSWER = 10_000
+#: Characters of a number that is read.
+MAX_NUMBER = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What a policy wrote after a question.
+
+    Attributes:
+        trace: z as text.
+        answer: What the verifier is to judge; None where the policy gave no answer.
+        well_formed: The format is as asked: one delimiter, one answer that is not empty, the tags at their places and
+            nowhere else, and EOS.
+    """
+
+    trace: str
+    answer: str | None
+    well_formed: bool
+
+
+Verifier = Callable[[Example, Completion], float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifierConfig:
+    """How answers are judged, in evaluation and in the `verifiable` reward.
+
+    Attributes:
+        name: One of `nrt_jax.rewards.VERIFIERS`: `exact`, spaces at the ends aside; `normalised`, case, articles and
+            punctuation aside (SQuAD); `number`, the last number of both; `math`, equal in value (`math-verify`); or
+            the import path of a function, `package.module:function`.
+        answer_tag: Name of the tags that hold the answer, such as `answer`; empty where all after the delimiter is it.
+        right: Score of a right answer.
+        wrong: Score of a wrong one; partly right ones lie between.
+        unparseable: Score where there is nothing to judge.
+    """
+
+    name: str = "exact"
+    answer_tag: str = ""
+    right: float = 1.0
+    wrong: float = 0.0
+    unparseable: float = 0.0
+
+    def score(self, verdict: float | None) -> float:
+        """The reward of what a verifier returned."""
+        return self.unparseable if verdict is None else self.wrong + verdict * (self.right - self.wrong)
+
+
+def exact(example: Example, completion: Completion) -> float | None:
+    """The reference answer, spaces at the ends aside."""
+    return _compare(example, completion, str.strip)
+
+
+def normalised(example: Example, completion: Completion) -> float | None:
+    """Equal after `normalise`."""
+    return _compare(example, completion, normalise)
+
+
+def number(example: Example, completion: Completion) -> float | None:
+    """The last number of the answer has the value of the reference's last one (as GSM8K is scored).
+
+    Raises:
+        UserError: The reference has no number.
+    """
+    reference = last_number(example.answer)
+    if reference is None:
+        raise UserError(
+            f"verifier.name: 'number' compares numbers, and the reference answer {example.answer[:100]!r} has none; "
+            "expected answers with a number, or another verifier"
+        )
+    found = None if completion.answer is None else last_number(completion.answer)
+    return None if found is None else float(found == reference)
+
+
+def math(example: Example, completion: Completion) -> float | None:
+    """Equal in value by `math-verify`, which reads LaTeX and plain expressions.
+
+    Raises:
+        UserError: The package is missing, or the reference is no mathematics.
+    """
+    try:
+        import math_verify
+    except ImportError as error:
+        raise UserError(
+            "verifier.name: 'math' needs the package math-verify, which is not installed; pip install 'nrt_jax[math]'"
+        ) from error
+    if completion.answer is None:
+        return None
+    reference, found = (_parse_math(math_verify.parse, text) for text in (example.answer, completion.answer))
+    if not reference:
+        raise UserError(
+            f"verifier.name: 'math' cannot read the reference answer {example.answer[:100]!r}; expected mathematics, "
+            "or another verifier"
+        )
+    return float(math_verify.verify(reference, found)) if found else None
+
+
+VERIFIERS: dict[str, Verifier] = {"exact": exact, "normalised": normalised, "number": number, "math": math}
+
+
+def get_verifier(name: str) -> Verifier:
+    """The verifier of that name or import path.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name in VERIFIERS:
+        return VERIFIERS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise unknown_name("verifier.name", name, VERIFIERS)
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"verifier.name: cannot import {name!r}: {error}; expected package.module:function on Python's path"
+        ) from error
+    if not callable(function):
+        raise UserError(f"verifier.name: {name!r} is a {type(function).__name__}; expected a function")
+    return function
+
+
+def parse_completion(trace: str, answer: str | None, finished: bool, reserved: Sequence[str], tag: str) -> Completion:
+    """Reads what stands around the delimiter.
+
+    Args:
+        trace: Text before the first delimiter.
+        answer: Text after it, without EOS; None where there is no delimiter.
+        finished: The completion ended with EOS, not at the limit.
+        reserved: Texts that have no place in trace and answer: the tags of the trace format.
+        tag: `VerifierConfig.answer_tag`.
+    """
+    opening, closing = tags = (f"<{tag}>", f"</{tag}>") if tag else ("", "")
+    is_trace_clean = not _holds(trace, (*reserved, *tags))
+    if answer is None or len(answer) > MAX_ANSWER or not is_trace_clean or _holds(answer, reserved):
+        return Completion(trace, None, well_formed=False)
+    before = after = ""
+    if tag:
+        if answer.count(opening) != 1 or answer.count(closing) != 1:
+            return Completion(trace, None, well_formed=False)
+        before, rest = answer.split(opening)
+        answer, _, after = rest.partition(closing)
+        if closing in before:
+            return Completion(trace, None, well_formed=False)
+    if not answer.strip():
+        return Completion(trace, None, well_formed=False)
+    return Completion(trace, answer, well_formed=finished and not before.strip() and not after.strip())
+
+
+def _holds(text: str, parts: Sequence[str]) -> bool:
+    return any(part and part in text for part in parts)
+
+
+def normalise(text: str) -> str:
+    """Lower case, without articles and punctuation, one space between words (SQuAD, arXiv 1606.05250).
+
+    Unlike there, a sign, point, colon or slash before a digit stays, so that -5 is not 5 and 3.5 not 35.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    text = re.sub(rf"[{re.escape(string.punctuation)}](?!(?<=[-.:/])\d)", " ", text)
+    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+
+
+_NUMBER = re.compile(
+    rf"(?<![\w.])[-+]?(?:\d{{1,3}}(?:,\d{{3}})+|\d{{1,{MAX_NUMBER}}})?(?:\.\d{{1,{MAX_NUMBER}}})?"
+    r"(?<=\d)(?:e[-+]?\d{1,3})?(?:/[1-9]\d{0,30})?(?!\w)",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def last_number(text: str) -> Fraction | None:
+    """The value of the last number: 1,234 and -0.5, 1.5e3 and 3/4; None if there is none, or the text is too long."""
+    if len(text) > MAX_ANSWER:
+        return None
+    found = [match.group() for match in _NUMBER.finditer(text)]
+    if not found or len(found[-1]) > 2 * MAX_NUMBER:
+        return None
+    value, _, divisor = found[-1].replace(",", "").partition("/")
+    return Fraction(value) / int(divisor or 1)
+
+
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
+
+
+def _compare(example: Example, completion: Completion, simplify: Callable[[str], str]) -> float | None:
+    if completion.answer is None:
+        return None
+    return float(simplify(completion.answer) == simplify(example.answer))
+
+
+def _parse_math(parse: Callable[[str], list], text: str) -> list:
+    """Formulas may come without the dollar signs that `math-verify` looks for; words would be products of letters."""
+    return parse(text) or ([] if _WORD.search(text) else parse(f"${text}$"))

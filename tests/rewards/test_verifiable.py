@@ -1,0 +1,175 @@
+"""Verifiers judge what is there: values, not spellings, and nothing that a policy writes to please them."""
+
+import decimal
+import fractions
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nrt_jax.data import Example
+from nrt_jax.errors import UserError
+from nrt_jax.rewards.verifiable import (
+    MAX_ANSWER,
+    VERIFIERS,
+    Completion,
+    VerifierConfig,
+    get_verifier,
+    last_number,
+    normalise,
+    parse_completion,
+)
+
+
+def judge(name: str, reference: str, answer: str | None) -> float | None:
+    return get_verifier(name)(Example("?", reference), Completion("", answer, well_formed=True))
+
+
+def parse(trace: str, answer: str | None, *, finished=True, tag="answer") -> Completion:
+    return parse_completion(trace, answer, finished, ("<think>", "</think>"), tag)
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+def test_the_reference_is_right_another_answer_wrong_and_none_is_not_judged(name):
+    assert judge(name, "17", "17") == 1.0
+    assert judge(name, "17", "71") == 0.0
+    assert judge(name, "17", None) is None
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-(10**9), max_value=10**9))
+def test_a_number_is_found_however_it_is_written(value):
+    for text in (f"{value}", f"{value:,}", f"so it is {value:e}.", f"{value:+} apples, as 3 < 5 says: {value}"):
+        assert last_number(text) == fractions.Fraction(value), text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3/4", "3/4"), ("$1,234.50", "1234.5"), ("5 - 3 is 2", "2"), (".5", "1/2"), ("x=5.", "5"), ("50%", "50")],
+)
+def test_numbers_among_other_characters(text, value):
+    assert last_number(text) == fractions.Fraction(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "none", "NaN", "inf", "\u0663", "a1b", "1e9999", "9" * 500, "1" * (MAX_ANSWER + 1)]
+)
+def test_what_is_no_number(text):
+    assert last_number(text) is None
+
+
+@pytest.mark.parametrize("pattern", ["1", "1,", ",111", "-+", "1.", "1e", "1/", "(", "\\frac{"])
+@pytest.mark.parametrize("name", ["exact", "normalised", "number"])
+def test_answers_made_to_take_long_are_judged_at_once_and_oversized_ones_not_at_all(name, pattern):
+    hostile = (pattern * MAX_ANSWER)[:MAX_ANSWER]
+    started = time.process_time()
+    assert judge(name, "17", hostile) != 1.0
+    assert time.process_time() - started < 5  # quadratic regular expressions would take minutes
+    assert parse("", hostile + "x", tag="").answer is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("The Eiffel Tower!", "eiffel tower"), ("1,000", "1000"), ("an  apple,\n a pear", "Apple pear"), ("(5)", "5")],
+)
+def test_normalised_forgets_case_articles_and_punctuation(one, other):
+    assert normalise(one) == normalise(other) and judge("normalised", one, other) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("-5", "5"), ("3.5", "35"), ("1/2", "12"), ("10:30", "1030"), ("cat", "act")]
+)
+def test_normalised_keeps_what_changes_a_value(one, other):
+    assert normalise(one) != normalise(other)
+
+
+@given(st.text(max_size=30))
+def test_normalising_twice_is_normalising_once(text):
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "verdict"),
+    [
+        ("\\frac{1}{2}", "0.5", 1.0),
+        ("$x^2-1$", "$(x-1)(x+1)$", 1.0),
+        ("3", "$\\sqrt{10}$", 0.0),
+        ("7", "who knows", None),
+    ],
+)
+def test_math_compares_values(reference, answer, verdict):
+    pytest.importorskip("math_verify")
+    assert judge("math", reference, answer) == verdict
+
+
+def test_a_reference_that_cannot_be_compared_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"verifier.name: 'number' compares numbers.*'none'"):
+        judge("number", "none", "4")
+    with pytest.raises(UserError, match="cannot read the reference answer"):
+        judge("math", "who knows", "4")
+
+
+def half(example, completion):
+    """A user's function."""
+    return decimal.Decimal("0.5") if completion.answer else None
+
+
+def test_a_users_function_is_found_by_its_import_path():
+    assert get_verifier(f"{__name__}:half") is half
+    for name, message in (
+        ("exakt", "did you mean 'exact'"),
+        ("no_such_module:f", "cannot import 'no_such_module:f'"),
+        (f"{__name__}:nothing", "cannot import"),
+        ("string:digits", "is a str; expected a function"),
+    ):
+        with pytest.raises(UserError, match=message):
+            get_verifier(name)
+
+
+def test_scores_of_verdicts():
+    config = VerifierConfig(right=2.0, wrong=-1.5, unparseable=-2.0)  # meta-abilities alignment, arXiv 2505.10554
+    assert [config.score(verdict) for verdict in (1.0, 0.0, None, 0.5)] == [2.0, -1.5, -2.0, 0.25]
+
+
+def test_a_well_formed_completion():
+    found = parse("3 and 4 make 7", " <answer> 7 </answer>\n")
+    assert found.well_formed and found.answer.strip() == "7" and found.trace == "3 and 4 make 7"
+    assert parse("", "7", tag="").well_formed
+
+
+@pytest.mark.parametrize(
+    ("trace", "answer"),
+    [
+        ("so", None),  # no delimiter
+        ("so", ""),
+        ("so", "<answer> </answer>"),
+        ("so", "7"),  # no tags
+        ("so", "<answer>7"),
+        ("so", "7</answer>"),
+        ("so", "</answer>7<answer>"),
+        ("so", "<answer>6</answer><answer>7</answer>"),  # both are offered
+        ("so", "<answer><answer>7</answer></answer>"),
+        ("so", "<answer>7</answer></answer>"),
+        ("it is <answer>7</answer>", "<answer>7</answer>"),  # inside the thought
+        ("it is </think>", "<answer>7</answer>"),  # spelt in pieces
+        ("<think> so", "<answer>7</answer>"),
+        ("so", "<answer>7</think></answer>"),
+        ("so", "<think>hm</think><answer>7</answer>"),
+    ],
+)
+def test_tags_repeated_nested_missing_or_in_the_thought_are_no_answer(trace, answer):
+    assert parse(trace, answer) == Completion(trace, None, well_formed=False)
+
+
+def test_words_around_the_tags_and_a_missing_end_cost_the_format_alone():
+    for found in (parse("so", "It is <answer>7</answer>."), parse("so", "<answer>7</answer>", finished=False)):
+        assert found.answer == "7" and not found.well_formed
+
+
+@given(st.text(alphabet="7 <>/answerthik", max_size=40), st.text(alphabet="7 <>/answerthik", max_size=60))
+def test_no_text_breaks_the_reader_and_what_it_finds_holds_no_tag(trace, answer):
+    found = parse(trace, answer)
+    if found.answer is not None:
+        assert not any(tag in found.answer for tag in ("<answer>", "</answer>", "<think>", "</think>"))
+        assert f"<answer>{found.answer}</answer>" in answer
+    assert found.answer is not None or not found.well_formed
