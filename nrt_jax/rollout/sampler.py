@@ -118,10 +118,13 @@ class Rollout:
         """[P, K] int32, tokens of z."""
         return jnp.sum(self.mask, -1, dtype=jnp.int32) - self.finished
 
+    def without_caches(self) -> "Rollout":
+        """What is left of it when whatever reads the caches has done so."""
+        return self.replace(prompt_cache=None, trace_cache=None)
+
     def map_prompts(self, fn: Callable[..., jax.Array], *others: "Rollout") -> "Rollout":
         """Applies fn(array, its axis of prompts, arrays of the others..) to every array."""
-        arrays = self.replace(prompt_cache=None, trace_cache=None)
-        more = [other.replace(prompt_cache=None, trace_cache=None) for other in others]
+        arrays, *more = (rollout.without_caches() for rollout in (self, *others))
         caches = {
             name: getattr(self, name).map_prompts(fn, *(getattr(other, name) for other in others))
             for name in ("prompt_cache", "trace_cache")

@@ -1,4 +1,4 @@
-"""A step's rollout from start to end, on the host: groups are rewarded where they were sampled, when they are done.
+"""A step's rollout from start to end, on the host: groups are scored where they were sampled, when they are done.
 
 Only what the learner needs leaves the device that sampled a group: its tokens and numbers, not its caches.
 """
@@ -14,10 +14,11 @@ from nrt_jax import parallel
 from nrt_jax.data.batch import Batch
 from nrt_jax.models import Model, Params
 from nrt_jax.rollout import SamplingConfig, engine, row_keys
+from nrt_jax.training.config import RewardConfig
 from nrt_jax.training.learner import LearnerBatch
-from nrt_jax.training.step import Outcome, reward_rollout
+from nrt_jax.training.step import Outcome, Scored, reward_rollout, score_rollout
 
-Score = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
+Score = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 def collect(
@@ -27,7 +28,7 @@ def collect(
     rng: jax.Array,
     sampling: SamplingConfig,
     score: Score | None = None,
-    **reward: Any,
+    **configs: Any,
 ) -> tuple[LearnerBatch, Outcome]:
     """Samples, scores and rewards.
 
@@ -38,12 +39,12 @@ def collect(
         rng: Of the sampling, and of the `random` reward.
         sampling: How to sample.
         score: Rewards of text, as for `reward_parts`.
-        **reward: Configs of `reward_rollout`.
+        **configs: Of `reward_parts`.
     """
     sample_rng, reward_rng = jax.random.split(rng)
     keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
     parts = engine.stream(model, params, batch.prompts, sample_rng, sampling)
-    return reward_parts(model, parts, batch, keys, sampling.temperature, score, **reward)
+    return reward_parts(model, parts, batch, keys, sampling.temperature, score, **configs)
 
 
 def reward_parts(
@@ -53,9 +54,12 @@ def reward_parts(
     keys: jax.Array,
     temperature: jax.Array,
     score: Score | None = None,
-    **reward: Any,
+    *,
+    reward_config: RewardConfig,
+    max_length: int,
+    **configs: Any,
 ) -> tuple[LearnerBatch, Outcome]:
-    """Rewards the parts of a rollout.
+    """Scores the parts of a rollout, and rewards them as a whole.
 
     Args:
         model: The policy.
@@ -63,23 +67,54 @@ def reward_parts(
         batch: P questions with their answers.
         keys: [P] keys of the `random` reward.
         temperature: Of the rollout.
-        score: Makes rewards, [p, K] each by name, of the indices of p prompts, the tokens [p, K, Z] that were sampled
-            for each and their numbers [p, K]; None for none.
-        **reward: Configs of `reward_rollout`.
+        score: Makes rewards, [P, K] each by name, of the tokens [P, K, Z] that were sampled and of their numbers
+            [P, K]; None for none.
+        reward_config: Which rewards.
+        max_length: Most tokens of prompt, trace, delimiter and answer together.
+        **configs: More of `reward_rollout`.
+    """
+    scored = score_parts(model, parts, batch, temperature, reward_config=reward_config, max_length=max_length)
+    scores = score and score(*jax.device_get(_written(scored)))
+    with parallel.on(scored):
+        return reward_rollout(scored, batch, keys, scores, reward_config=reward_config, **configs)
+
+
+@jax.jit
+def _written(scored: Scored) -> tuple[jax.Array, jax.Array]:
+    """Tokens, and how many of them were sampled."""
+    rollout = scored.sampled or scored.rollout
+    return rollout.tokens, jnp.sum(rollout.mask, -1)
+
+
+def score_parts(
+    model: Model,
+    parts: Iterable[engine.Part],
+    batch: Batch,
+    temperature: jax.Array,
+    *,
+    reward_config: RewardConfig,
+    max_length: int,
+) -> Scored:
+    """Scores the parts of a rollout where they were sampled.
+
+    Args:
+        model: The policy.
+        parts: Of `engine.stream`.
+        batch: P questions with their answers.
+        temperature: Of the rollout.
+        reward_config: Which rewards.
+        max_length: Most tokens of prompt, trace, delimiter and answer together.
 
     Returns:
-        Both in the order of the batch, whatever the order in which groups were done.
+        All groups in the order of the batch, whatever the order in which they were done.
     """
     indices, done = [], []  # Of each part.
     for part in parts:
         num_padding = len(part.rollout.finished) - len(part.prompts)
         index = np.append(part.prompts, np.repeat(part.prompts[:1], num_padding))
-        scores = {}
-        if score:
-            scores = score(index, *jax.device_get((part.rollout.tokens, jnp.sum(part.rollout.mask, -1))))
-        args = (part.params, part.rollout, batch.take(index), keys[index], temperature, scores)
+        args = (part.params, part.rollout, batch.take(index), temperature)
         with parallel.on(part.params):
-            done.append(reward_rollout(*args, model=model, **reward))
+            done.append(score_rollout(*args, model=model, reward_config=reward_config, max_length=max_length))
         indices.append(part.prompts)
     if len(done) == 1:  # All prompts, in order.
         return done[0]
@@ -87,6 +122,6 @@ def reward_parts(
     sizes = [len(index) for index in indices]
 
     def join(*arrays):
-        return np.concatenate([x[:size] for x, size in zip(arrays, sizes, strict=True)])[order]
+        return jnp.asarray(np.concatenate([x[:size] for x, size in zip(arrays, sizes, strict=True)])[order])
 
     return jax.tree.map(join, *jax.device_get(done))

@@ -84,11 +84,6 @@ class RewardConfig:
     normalise: Literal["none", "group"] = "none"
 
     @property
-    def of_text(self) -> tuple[str, ...]:
-        """Names of the rewards that are computed from text."""
-        return tuple(name for name in ("format", "verifiable") if getattr(self, name))
-
-    @property
     def samples_answer(self) -> bool:
         """The policy goes on after the delimiter."""
         return self.verifiable != 0 or self.intrinsic == 0

@@ -189,13 +189,13 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[Learne
 
 def _score_of(config: TrainConfig, setup: Setup, rows) -> Score | None:
     """Makes rewards of the text of completions, those that have a weight."""
-    if not config.reward.of_text:
+    names = [name for name in ("format", "verifiable") if getattr(config.reward, name)]
+    if not names:
         return None
 
-    def score(indices, tokens, lengths):
-        chosen = [rows[i] for i in indices]
-        scores = setup.rules.score(chosen, tokens, lengths, has_answers=config.reward.samples_answer)
-        return {name: scores[name] for name in config.reward.of_text}
+    def score(tokens, lengths):
+        scores = setup.rules.score(rows, tokens, lengths, has_answers=config.reward.samples_answer)
+        return {name: scores[name] for name in names}
 
     return score
 

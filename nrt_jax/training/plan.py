@@ -29,7 +29,7 @@ from nrt_jax.training.learner import LearnerBatch
 from nrt_jax.training.optimizer import make_optimizer
 from nrt_jax.training.programs import Program, TooLarge, at, compile_program, shape, size_on_device
 from nrt_jax.training.state import TrainState, abstract_state
-from nrt_jax.training.step import reward_rollout, sampling_config
+from nrt_jax.training.step import sampling_config, score_rollout
 from nrt_jax.training.update import add_gradient, apply_gradient, cut
 
 
@@ -272,19 +272,14 @@ def _compile_rollout(run: Run, found: list[Program]) -> None:
     add(
         "scoring",
         num_batches,
-        reward_rollout,
+        score_rollout,
         copy,
         rollout,
         questions,
-        at(home, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))),
         config.temperature,
-        {name: shape((batch, sampling.group_size), jnp.float32, home) for name in run.config.reward.of_text},
         model=model,
         reward_config=run.config.reward,
-        advantage_config=run.config.advantage,
-        loss_config=run.config.loss,
         max_length=run.max_length,
-        has_opening=bool(run.config.trace.opening),
     )
 
 

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -77,75 +76,107 @@ class Outcome:
     matched: jax.Array
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "model",
-        "reward_config",
-        "advantage_config",
-        "loss_config",
-        "max_length",
-        "has_opening",
-    ),
-)
-def reward_rollout(
+@flax.struct.dataclass(kw_only=True)
+class Scored:
+    """A rollout without its caches, and what was read from them.
+
+    Attributes:
+        rollout: The traces, cut to fit; without caches.
+        sampled: All that was sampled, where rows went on to answer; else None.
+        log_probs: [P, K, Y] log c_i; None without an intrinsic reward.
+        base_log_probs: [P, Y] log c_i,base; None likewise.
+    """
+
+    rollout: Rollout
+    sampled: Rollout | None = None
+    log_probs: jax.Array | None = None
+    base_log_probs: jax.Array | None = None
+
+
+@functools.partial(jax.jit, static_argnames=("model", "reward_config", "max_length"))
+def score_rollout(
     params: Params,
     rollout: Rollout,
     batch: Batch,
-    keys: jax.Array | None,
     temperature: jax.Array,
-    scores: Mapping[str, jax.Array] | None = None,
     *,
     model: Model,
     reward_config: RewardConfig,
-    advantage_config: AdvantageConfig,
-    loss_config: NRTLossConfig,
     max_length: int,
-    has_opening: bool = False,
-) -> tuple[LearnerBatch, Outcome]:
-    """Scores y* after each trace and after none, and turns that into a learner's batch.
+) -> Scored:
+    """Scores y* after each trace and after none, from the caches that the rollout left.
 
     Args:
         params: The parameters that sampled the rollout.
-        rollout: Its traces, with caches; where the reward wants them, with the answers that the policy wrote.
+        rollout: Its traces; where the reward wants them, with the answers that the policy wrote.
         batch: The prompts and references.
-        keys: [P] keys of the `random` reward; others need none.
         temperature: Of the rollout.
-        scores: Rewards that were computed from text, [P, K] each (`nrt_jax.rewards.Rules`), if any.
         model: The policy.
+        reward_config: Which rewards.
+        max_length: Most tokens of prompt, trace, delimiter and answer together.
+    """
+    sampled = None
+    if reward_config.samples_answer:
+        sampled = cut_traces(rollout, max_length - rollout.prompt_length)
+        rollout = until_delimiter(rollout, batch.reference.delimiter)
+    rollout, log_probs, base_log_probs = fit_traces(rollout, batch, max_length), None, None
+    if reward_config.intrinsic:
+        log_probs, base_log_probs = score_reference(model, params, rollout, batch.reference, temperature)
+    return Scored(
+        rollout=rollout.without_caches(),
+        sampled=sampled and sampled.without_caches(),
+        log_probs=log_probs,
+        base_log_probs=base_log_probs,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("reward_config", "advantage_config", "loss_config", "has_opening"))
+def reward_rollout(
+    scored: Scored,
+    batch: Batch,
+    keys: jax.Array | None,
+    scores: Mapping[str, jax.Array] | None = None,
+    *,
+    reward_config: RewardConfig,
+    advantage_config: AdvantageConfig,
+    loss_config: NRTLossConfig,
+    has_opening: bool = False,
+) -> tuple[LearnerBatch, Outcome]:
+    """Rewards the traces of all questions of a step, and turns them into a learner's batch.
+
+    Args:
+        scored: All groups of the step.
+        batch: Their prompts and references.
+        keys: [P] keys of the `random` reward; others need none.
+        scores: Rewards that were computed from text, [P, K] each (`nrt_jax.rewards.Rules`), if any.
         reward_config: Which rewards.
         advantage_config: Which baseline and scale.
         loss_config: Which token signal.
-        max_length: Most tokens of prompt, trace, delimiter and answer together.
         has_opening: The prompts end with an opening tag.
 
     Returns:
         The learner's batch, and what `describe` makes scalars of.
     """
-    sampled, rewards, scored = rollout, dict(scores or {}), None
-    if reward_config.samples_answer:
-        rollout = until_delimiter(sampled, batch.reference.delimiter)
+    rollout, sampled = scored.rollout, scored.sampled or scored.rollout
+    rewards, reward, baseline = dict(scores or {}), None, None
     if reward_config.intrinsic:
-        rollout = fit_traces(rollout, batch, max_length)
-        scored = _score(model, params, rollout, batch, keys, temperature, reward_config.mode)
-        rewards["intrinsic"] = scored.reward.trace
-    baseline = scored and scored.baseline
+        reward, baseline = _intrinsic(scored, batch, keys, reward_config.mode)
+        rewards["intrinsic"] = reward.trace
     total = mix(rewards, reward_config, baseline, clip=advantage_config.clip)
     advantage = group_advantage(total, scale=advantage_config.scale)
-    if scored:
-        mask = jnp.broadcast_to(batch.reference.mask[:, None], scored.log_probs.shape)
-        signal = token_signal(loss_config.token_signal, scored.reward.token, mask)
+    if reward:
+        mask = jnp.broadcast_to(batch.reference.mask[:, None], reward.token.shape)
+        signal = token_signal(loss_config.token_signal, reward.token, mask)
         learner_batch = from_rollout(rollout, batch, advantage, signal, has_opening=has_opening)
     else:
-        completions = cut_traces(sampled, max_length - sampled.prompt_length)
-        learner_batch = from_completions(completions, batch.prompts, advantage)
+        learner_batch = from_completions(sampled, batch.prompts, advantage)
     outcome = Outcome(
         rewards=rewards,
         reward=sum(getattr(reward_config, name) * reward for name, reward in rewards.items()),
         baseline=baseline,
         advantage=advantage,
-        log_probs=scored and scored.log_probs,
-        base_log_probs=scored and scored.base_log_probs,
+        log_probs=scored.log_probs,
+        base_log_probs=scored.base_log_probs,
         answer_mask=batch.reference.mask,
         trace_length=rollout.trace_length,
         num_sampled=jnp.sum(sampled.mask, -1),
@@ -155,28 +186,19 @@ def reward_rollout(
     return learner_batch, outcome
 
 
-class _Scored(NamedTuple):
-    """The intrinsic reward, R_base [P], log c_i [P, K, Y] and log c_i,base [P, Y]."""
-
-    reward: Reward
-    baseline: jax.Array
-    log_probs: jax.Array
-    base_log_probs: jax.Array
-
-
-def _score(model, params, rollout, batch, keys, temperature, mode) -> _Scored:
-    log_probs, base_log_probs = score_reference(model, params, rollout, batch.reference, temperature)
+def _intrinsic(scored: Scored, batch: Batch, keys, mode: str) -> tuple[Reward, jax.Array]:
+    """The intrinsic reward, and R_base [P]."""
+    log_probs, base_log_probs = scored.log_probs, scored.base_log_probs
     mask = jnp.broadcast_to(batch.reference.mask[:, None], log_probs.shape)
     if mode == "random":
         noise = jax.vmap(lambda key: jax.random.uniform(key, log_probs.shape[1:2]))(keys)
-        reward = Reward(trace=noise, token=mask / mask.sum(-1, keepdims=True))
-        return _Scored(reward, jnp.zeros(log_probs.shape[0]), log_probs, base_log_probs)
+        return Reward(trace=noise, token=mask / mask.sum(-1, keepdims=True)), jnp.zeros(log_probs.shape[0])
     reward = aggregate(mode, log_probs, mask, jnp.broadcast_to(base_log_probs[:, None], log_probs.shape))
     baseline = aggregate(mode, base_log_probs, batch.reference.mask, base_log_probs).trace
     # A sampled empty trace IS the baseline. Scored in another shape it is an ulp off, and where nothing else in
     # the group helps, max(0, R - R_base) would hand that ulp, divided by its own std, to the empty trace.
-    trace = jnp.where(rollout.trace_length == 0, baseline[:, None], reward.trace)
-    return _Scored(reward.replace(trace=trace), baseline, log_probs, base_log_probs)
+    trace = jnp.where(scored.rollout.trace_length == 0, baseline[:, None], reward.trace)
+    return reward.replace(trace=trace), baseline
 
 
 def mix(

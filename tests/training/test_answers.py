@@ -14,7 +14,7 @@ from nrt_jax.rewards import Rules, VerifierConfig, score_reference
 from nrt_jax.rollout import sample, until_delimiter
 from nrt_jax.training.config import RewardConfig, TrainConfig
 from nrt_jax.training.learner import completion_log_probs
-from nrt_jax.training.step import describe, mix, reward_rollout
+from nrt_jax.training.step import describe, mix, reward_rollout, score_rollout
 from tests.data.common import DELIMITER as ENCODER_DELIMITER
 from tests.data.common import EOS as ENCODER_EOS
 from tests.data.common import encoder
@@ -58,19 +58,10 @@ def test_cut_at_its_delimiter_a_rollout_with_answers_is_the_rollout_without(samp
 
 def rewarded(sampled, reward_config, scores, max_length=1000):
     model, params, batch, _, going_on = sampled
-    return reward_rollout(
-        params,
-        going_on,
-        batch,
-        None,
-        jnp.float32(1.0),
-        scores,
-        model=model,
-        reward_config=reward_config,
-        advantage_config=AdvantageConfig(clip="none"),
-        loss_config=NRTLossConfig(),
-        max_length=max_length,
-    )
+    how = {"reward_config": reward_config}
+    scored = score_rollout(params, going_on, batch, jnp.float32(1.0), model=model, max_length=max_length, **how)
+    configs = {"advantage_config": AdvantageConfig(clip="none"), "loss_config": NRTLossConfig()}
+    return reward_rollout(scored, batch, None, scores, **how, **configs)
 
 
 SCORE = np.arange(9.0, dtype=np.float32).reshape(3, 3) ** 2

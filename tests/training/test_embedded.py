@@ -15,7 +15,7 @@ from nrt_jax.rollout import sample
 from nrt_jax.training import loop, setup
 from nrt_jax.training.learner import completion_log_probs, from_demonstrations
 from nrt_jax.training.metrics import read_metrics
-from nrt_jax.training.step import reward_rollout, sampling_config
+from nrt_jax.training.step import reward_rollout, sampling_config, score_rollout
 
 TASK = tasks.get("clock")
 CHANCE = 1 / 12
@@ -69,17 +69,9 @@ def test_an_empty_trace_is_never_rewarded_for_a_rounding():
     batch = prepared.encoder.batch(prepared.train[: config.rollout.prompts])
     sampling = sampling_config(config.rollout, prepared.trace_format)
     rollout = sample(prepared.model, prepared.params, batch.prompts, jax.random.key(0), sampling)
-    learner, _ = reward_rollout(
-        prepared.params,
-        rollout,
-        batch,
-        None,
-        sampling.temperature,
-        model=prepared.model,
-        reward_config=config.reward,
-        advantage_config=config.advantage,
-        loss_config=config.loss,
-        max_length=prepared.max_length,
-    )
+    how = {"reward_config": config.reward}
+    args = (prepared.params, rollout, batch, sampling.temperature)
+    scored = score_rollout(*args, model=prepared.model, max_length=prepared.max_length, **how)
+    learner, _ = reward_rollout(scored, batch, None, advantage_config=config.advantage, loss_config=config.loss, **how)
     of_empty = np.asarray(learner.advantage)[np.asarray(rollout.trace_length) == 0]
     assert of_empty.size > 20 and of_empty.max() <= 0

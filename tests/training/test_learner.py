@@ -14,7 +14,7 @@ from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rollout import sample
 from nrt_jax.training.config import RewardConfig
 from nrt_jax.training.learner import completion_log_probs, from_demonstrations
-from nrt_jax.training.step import describe, fit_traces, reward_rollout
+from nrt_jax.training.step import describe, fit_traces, reward_rollout, score_rollout
 from tests.data.common import DELIMITER as ENCODER_DELIMITER
 from tests.data.common import EOS, encoder
 from tests.fixtures_model import DELIMITER, full_log_probs, random_batch, sampling, tiny_model
@@ -23,17 +23,16 @@ from tests.fixtures_model import DELIMITER, full_log_probs, random_batch, sampli
 def learner_batch(batch, *, max_length=1000, has_opening=False, window=None, seed=3):
     model, params = tiny_model(window)
     rollout = sample(model, params, batch.prompts, jax.random.key(seed), sampling())
+    scored = score_rollout(
+        params, rollout, batch, jnp.float32(1.0), model=model, reward_config=RewardConfig(), max_length=max_length
+    )
     learner, outcome = reward_rollout(
-        params,
-        rollout,
+        scored,
         batch,
         None,
-        jnp.float32(1.0),
-        model=model,
         reward_config=RewardConfig(),
         advantage_config=AdvantageConfig(clip="none"),
         loss_config=NRTLossConfig(token_signal="derived"),
-        max_length=max_length,
         has_opening=has_opening,
     )
     return model, params, fit_traces(rollout, batch, max_length), learner, describe(outcome)
