@@ -26,10 +26,11 @@ from nrt_jax.models import Model, ModelConfig, Params, backends, token_log_probs
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import score_reference
 from nrt_jax.rollout import Rollout, SamplingConfig, cache_dtype, engine, sample
-from nrt_jax.training.collect import reward_parts
+from nrt_jax.training.collect import score_parts
 from nrt_jax.training.config import RewardConfig
 from nrt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nrt_jax.training.state import create_state
+from nrt_jax.training.step import reward_rollout
 from nrt_jax.training.update import Lengths, read_lengths, update
 from nrt_jax.training.workdir import write_json
 
@@ -187,17 +188,11 @@ class Bench:
     def reward(self, parts: list[engine.Part]):
         """Scores y* and lays out the learner's batch."""
         keys = jax.random.split(jax.random.key(0), self.config.size.prompts)
-        return reward_parts(
-            self.model,
-            parts,
-            self.batch,
-            keys,
-            self.sampling.temperature,
-            reward_config=RewardConfig(),
-            advantage_config=AdvantageConfig(),
-            loss_config=NRTLossConfig(),
-            max_length=self.model.config.max_position_embeddings,
-        )[0]
+        how = {"reward_config": RewardConfig()}
+        longest = self.model.config.max_position_embeddings
+        scored = score_parts(self.model, parts, self.batch, self.sampling.temperature, max_length=longest, **how)
+        configs = {"advantage_config": AdvantageConfig(), "loss_config": NRTLossConfig()}
+        return reward_rollout(scored, self.batch, keys, **how, **configs)[0]
 
     def update(self, state, learner_batch):
         """One optimizer update."""

@@ -136,7 +136,7 @@ def nrt_loss(
     Args:
         log_probs: [..., T] float32, current policy, differentiated; any value outside the masks.
         old_log_probs: [..., T] float32, the policy that sampled.
-        advantage: [...] float32, one a sequence.
+        advantage: [...] float32, one a sequence, or [..., T].
         token_signal: [..., T] float32, s_i.
         masks: Which tokens each term covers.
         config: Weights and switches.
@@ -150,7 +150,8 @@ def nrt_loss(
     covered = masks.trace | masks.delimiter | masks.reference
     log_probs = jnp.where(covered, log_probs, 0.0)
     log_ratio = jnp.where(masks.trace, jax.lax.stop_gradient(log_probs) - old_log_probs, 0.0)
-    ratio, sign = jnp.exp(log_ratio), advantage[..., None]
+    ratio = jnp.exp(log_ratio)
+    sign = advantage if advantage.ndim == log_probs.ndim else advantage[..., None]
     dropped = ((sign > 0) & (ratio > config.ratio_high)) | ((sign < 0) & (ratio < config.ratio_low))
     kept = masks.trace & ~dropped
     if divide_by is None:

@@ -123,9 +123,8 @@ class Layout:
         """The program of `copies`, which takes the leaves."""
         return _mover(tuple(jax.tree.leaves(rules.shardings(axes, params, self.decode))))
 
-    def abstract_copy(self, params: Any, axes: Any) -> Any:
-        """One of `copies` as shapes on the first replica."""
-        devices = self.decode.devices[0]
+    def abstract_copy(self, params: Any, axes: Any, devices: np.ndarray) -> Any:
+        """One of `copies` as shapes, as a replica of these devices would have it."""
         mesh = Mesh(devices[None], AXES)
 
         def of_leaf(x, sharding):

@@ -7,6 +7,7 @@ the same, standing for GPUs whose memory the user knows.
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 from collections.abc import Iterator
 
@@ -44,6 +45,8 @@ CHIPS = {
 }
 #: A v4 chip is two cores, of which JAX makes one device.
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+#: Slices whose chips share a host, least first.
+_HOSTS = {"v4": ("2x2x1",), "v5e": ("2x2", "2x4"), "v5p": ("2x2x1",), "v6e": ("2x2", "2x4")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,17 @@ class Topology:
     platform: str
     devices: tuple[jax.Device, ...]
     chip: Chip | None
+
+    def part(self, count: int) -> tuple[jax.Device, ...]:
+        """Devices for programs of so many of them, which share a host: a smaller slice of the same chips.
+
+        The compiler numbers the chips of its target from 0, and would not find those of a larger slice there.
+        """
+        if self.platform != "tpu" or count == len(self.devices):
+            return self.devices[:count]
+        kind = self.name.partition(":")[0]
+        whole = next(slice for slice in _HOSTS[kind] if math.prod(map(int, slice.split("x"))) >= count)
+        return open_topology(f"{kind}:{whole}").devices[:count]
 
 
 def open_topology(name: str, *, field: str = "topology") -> Topology:

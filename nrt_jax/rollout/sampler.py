@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax.data.batch import Prompts
-from nrt_jax.models import KVCache, Model, Params, Remat, empty_cache
+from nrt_jax.models import KVCache, Model, Params, Remat, empty_cache, token_log_probs
 from nrt_jax.models.attention import quantize_cache
 from nrt_jax.rollout import decoder
 from nrt_jax.rollout.decoder import PromptCache, Segment, Weights
@@ -223,6 +223,40 @@ def sample(model: Model, params: Params, prompts: Prompts, rng: jax.Array, confi
         rows = advance(model, weights, shared, resize(rows, 0, end), start, end - start, config)
         start = end
     return store(model, weights, groups, rows, order, order, order.size, config).rollout
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def force(
+    model: Model, params: Params, prompts: Prompts, tokens: jax.Array, finished: jax.Array, config: SamplingConfig
+) -> Rollout:
+    """The rollout that would have sampled the given rows: one teacher-forced pass in place of decoding.
+
+    Args:
+        model: The policy.
+        params: Its parameters.
+        prompts: P prompts.
+        tokens: [P, K, Z] int32, -1 after the row's end.
+        finished: [P, K] bool, the row's last token is a stop token.
+        config: How it would have sampled; which tokens could have been drawn does not matter.
+    """
+    groups = begin(model, params, prompts, config.replace(group_size=tokens.shape[1], max_new_tokens=tokens.shape[2]))
+    mask, tokens = tokens >= 0, jnp.maximum(tokens, 0)
+    rollout = groups.rollout.replace(tokens=tokens, mask=mask, finished=finished)
+    start, context = rollout.prompt_length[:, None, None], (rollout.prompt_cache,)
+    positions = jnp.where(rollout.trace_mask, start + jnp.arange(tokens.shape[-1]), -1)
+    hidden, cache = model.apply(params, tokens, positions, context)
+    first = jnp.broadcast_to(groups.hidden[:, None, None], (*tokens.shape[:2], 1, hidden.shape[-1]))
+    hidden = jnp.concatenate([first, hidden], axis=2)
+    # Of a finished row, the stop token's own hidden state would predict nothing that is asked for.
+    of = functools.partial(token_log_probs, head=model.head(params), temperature=config.temperature)
+    log_probs, entropy = of(hidden[..., :-1, :], targets=tokens)
+    delimiter = jnp.broadcast_to(_watched(config), hidden.shape[:-1])
+    return rollout.replace(
+        log_probs=jnp.where(mask, log_probs, 0.0),
+        entropy=jnp.where(mask, entropy, 0.0),
+        delimiter_log_probs=of(hidden, targets=delimiter)[0],
+        trace_cache=quantize_cache(cache, config.cache_dtype) if config.cache_dtype else cache,
+    )
 
 
 def begin(model: Model, params: Params, prompts: Prompts, config: SamplingConfig) -> Groups:
@@ -464,5 +498,8 @@ def _uniform(keys, start, num_steps):
 def _draw(model, weights, hidden, uniform, config):
     """Of hidden [D, N]."""
     logits = decoder.logits(model, weights, hidden)
-    watched = config.stop_ids[0] if config.delimiter is None else config.delimiter
-    return draw(logits, uniform, config.temperature, watched, config.truncation)
+    return draw(logits, uniform, config.temperature, _watched(config), config.truncation)
+
+
+def _watched(config):
+    return config.stop_ids[0] if config.delimiter is None else config.delimiter

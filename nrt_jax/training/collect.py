@@ -15,6 +15,7 @@ from nrt_jax.data.batch import Batch
 from nrt_jax.models import Model, Params
 from nrt_jax.rollout import SamplingConfig, engine, row_keys
 from nrt_jax.training.config import RewardConfig
+from nrt_jax.training.hinted import Chains, score_hinted
 from nrt_jax.training.learner import LearnerBatch
 from nrt_jax.training.step import Outcome, Scored, reward_rollout, score_rollout
 
@@ -28,6 +29,10 @@ def collect(
     rng: jax.Array,
     sampling: SamplingConfig,
     score: Score | None = None,
+    chains: Chains | None = None,
+    *,
+    reward_config: RewardConfig,
+    max_length: int,
     **configs: Any,
 ) -> tuple[LearnerBatch, Outcome]:
     """Samples, scores and rewards.
@@ -38,42 +43,25 @@ def collect(
         batch: P questions with their answers.
         rng: Of the sampling, and of the `random` reward.
         sampling: How to sample.
-        score: Rewards of text, as for `reward_parts`.
-        **configs: Of `reward_parts`.
-    """
-    sample_rng, reward_rng = jax.random.split(rng)
-    keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
-    parts = engine.stream(model, params, batch.prompts, sample_rng, sampling)
-    return reward_parts(model, parts, batch, keys, sampling.temperature, score, **configs)
-
-
-def reward_parts(
-    model: Model,
-    parts: Iterable[engine.Part],
-    batch: Batch,
-    keys: jax.Array,
-    temperature: jax.Array,
-    score: Score | None = None,
-    *,
-    reward_config: RewardConfig,
-    max_length: int,
-    **configs: Any,
-) -> tuple[LearnerBatch, Outcome]:
-    """Scores the parts of a rollout, and rewards them as a whole.
-
-    Args:
-        model: The policy.
-        parts: Of `engine.stream`.
-        batch: P questions with their answers.
-        keys: [P] keys of the `random` reward.
-        temperature: Of the rollout.
         score: Makes rewards, [P, K] each by name, of the tokens [P, K, Z] that were sampled and of their numbers
             [P, K]; None for none.
+        chains: Right chains of thought, from which some rows start; None for none.
         reward_config: Which rewards.
         max_length: Most tokens of prompt, trace, delimiter and answer together.
         **configs: More of `reward_rollout`.
     """
-    scored = score_parts(model, parts, batch, temperature, reward_config=reward_config, max_length=max_length)
+    sample_rng, reward_rng = jax.random.split(rng)
+    keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
+
+    def score_all(parts, batch):
+        return score_parts(
+            model, parts, batch, sampling.temperature, reward_config=reward_config, max_length=max_length
+        )
+
+    if chains:
+        scored = score_hinted(model, params, batch, chains, sample_rng, sampling, score_all)
+    else:
+        scored = score_all(engine.stream(model, params, batch.prompts, sample_rng, sampling), batch)
     scores = score and score(*jax.device_get(_written(scored)))
     with parallel.on(scored):
         return reward_rollout(scored, batch, keys, scores, reward_config=reward_config, **configs)

@@ -17,6 +17,7 @@ from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.parallel import MeshConfig
 from nrt_jax.rewards import AGGREGATIONS, VerifierConfig, get_verifier
 from nrt_jax.rollout import check_truncation
+from nrt_jax.rollout.hints import HintConfig
 from nrt_jax.training.optimizer import OptimizerConfig
 
 
@@ -135,6 +136,7 @@ class TrainConfig:
         text: Template and length limits.
         trace: Trace format.
         rollout: Sampling.
+        hints: Rows that start from the first steps of a right chain (StepHint).
         reward: Reward.
         verifier: How the answers that the policy writes are judged, in evaluation and for a reward.
         advantage: Baseline and scale of advantages.
@@ -162,6 +164,7 @@ class TrainConfig:
     text: TextConfig = TextConfig()
     trace: TraceFormatConfig = TraceFormatConfig()
     rollout: RolloutConfig = RolloutConfig()
+    hints: HintConfig = HintConfig()
     reward: RewardConfig = RewardConfig()
     verifier: VerifierConfig = VerifierConfig()
     advantage: AdvantageConfig = AdvantageConfig()
@@ -205,6 +208,8 @@ class TrainConfig:
             "finite numbers, one of them not 0",
         )
         get_verifier(self.verifier.name)
+        if self.hints.steps:
+            self._validate_hints()
         _require(
             self.objective != "nrt" or self.rollout.group_size > 1 or self.advantage.scale == "none",
             "rollout.group_size",
@@ -232,6 +237,19 @@ class TrainConfig:
             f"a multiple of {parts} = updates_per_step x micro_batches{' x mesh.data x mesh.fsdp' * (shards > 1)}, "
             "which split it into equal parts",
         )
+
+    def _validate_hints(self) -> None:
+        hints = self.hints
+        _require(hints.steps > 1, "hints.steps", hints.steps, "at least 2, or 0 for no hints")
+        for name in ("hints.per_level", "hints.plain", "hints.min_distance"):
+            _require(self._field(name) > 0, name, self._field(name), "a number above 0")
+        _require(
+            self.rollout.group_size == hints.group_size,
+            "rollout.group_size",
+            self.rollout.group_size,
+            f"{hints.group_size} = hints.per_level x (hints.steps - 1) + hints.plain + 1",
+        )
+        _require(self.objective == "nrt", "hints.steps", hints.steps, f"0 with --objective {self.objective}")
 
     def _field(self, name: str):
         """The value of a dotted field name."""
@@ -270,6 +288,7 @@ _NOT_NEGATIVE = (
     "optimizer.weight_decay",
     "optimizer.clip_norm",
     "dataset.workers",
+    "hints.steps",
     "evaluation.every",
     "evaluation.examples",
     "evaluation.temperature",

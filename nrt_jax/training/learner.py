@@ -32,7 +32,7 @@ class LearnerBatch:
         tokens: [P, K, T] int32.
         masks: Each [P, K, T] bool.
         old_log_probs: [P, K, T] float32, the sampler's, on the trace and the delimiter.
-        advantage: [P, K] float32.
+        advantage: [P, K] float32, or [P, K, T] where it differs within a completion.
         token_signal: [P, K, T] float32, s_i on the reference.
     """
 
@@ -51,6 +51,7 @@ def from_rollout(
     token_signal: jax.Array,
     *,
     has_opening: bool,
+    hint_length: jax.Array | None = None,
 ) -> LearnerBatch:
     """Lays out prompt, trace, delimiter and answer of each row without gaps.
 
@@ -60,6 +61,7 @@ def from_rollout(
         advantage: [P, K].
         token_signal: [P, K, Y], s_i of the reference's tokens.
         has_opening: The prompts end with an opening tag.
+        hint_length: [P, K] int32, tokens that a row was given, not sampled, if any row was.
     """
     num_prompts, group_size, max_trace = rollout.tokens.shape
     reference, length = batch.reference, rollout.trace_length[..., None]
@@ -93,18 +95,38 @@ def from_rollout(
             reference=in_answer,
         ),
         old_log_probs=jnp.where(in_answer, 0.0, values),
-        advantage=advantage,
+        advantage=spare_hints(advantage, hint_length, index.size),
         token_signal=jnp.where(in_answer, values, 0.0),
     )
 
 
-def from_completions(rollout: Rollout, prompts: Prompts, advantage: jax.Array) -> LearnerBatch:
+def spare_hints(advantage: jax.Array, hint_length: jax.Array | None, num_tokens: int) -> jax.Array:
+    """max(A, 0) on the tokens of a hint and A on the others, so that a right hint is never unlearned (StepHint).
+
+    Args:
+        advantage: [P, K].
+        hint_length: [P, K] int32, or None for no hints.
+        num_tokens: T of the learner's batch.
+
+    Returns:
+        [P, K, T], or [P, K] without hints.
+    """
+    if hint_length is None:
+        return advantage
+    is_hint = jnp.arange(num_tokens) <= hint_length[..., None]  # Index 0 is x_X.
+    return jnp.where(is_hint, jnp.maximum(advantage, 0.0)[..., None], advantage[..., None])
+
+
+def from_completions(
+    rollout: Rollout, prompts: Prompts, advantage: jax.Array, hint_length: jax.Array | None = None
+) -> LearnerBatch:
     """What the policy sampled, trace, delimiter and answer alike, as what it is rewarded for: there is no reference.
 
     Args:
         rollout: The completions.
         prompts: The prompts that they belong to.
         advantage: [P, K].
+        hint_length: [P, K] int32, as for `from_rollout`.
     """
     last = jnp.take_along_axis(prompts.tokens, jnp.maximum(rollout.prompt_length - 1, 0)[:, None], axis=1)
 
@@ -119,7 +141,7 @@ def from_completions(rollout: Rollout, prompts: Prompts, advantage: jax.Array) -
         tokens=shift(rollout.tokens, last),
         masks=LossMasks(trace=mask, delimiter=nothing, reference=nothing),
         old_log_probs=shift(rollout.log_probs),
-        advantage=advantage,
+        advantage=spare_hints(advantage, hint_length, mask.shape[-1]),
         token_signal=jnp.zeros(mask.shape, jnp.float32),
     )
 

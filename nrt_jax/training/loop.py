@@ -21,6 +21,7 @@ from nrt_jax.training.collect import Score, collect
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.config_io import to_dict
 from nrt_jax.training.guard import SkippedUpdates
+from nrt_jax.training.hinted import Chains
 from nrt_jax.training.learner import LearnerBatch, from_demonstrations
 from nrt_jax.training.metrics import CompilationCounter, MetricsWriter
 from nrt_jax.training.optimizer import make_optimizer
@@ -178,6 +179,7 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[Learne
         rng,
         sampling_config(config.rollout, setup.trace_format, config.reward.samples_answer * answer_length),
         _score_of(config, setup, rows),
+        _chains_of(config, setup, rows),
         reward_config=config.reward,
         advantage_config=config.advantage,
         loss_config=config.loss,
@@ -185,6 +187,12 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[Learne
         has_opening=bool(setup.trace_format.opening),
     )
     return learner_batch, describe(outcome)
+
+
+def _chains_of(config: TrainConfig, setup: Setup, rows) -> Chains | None:
+    if not config.hints.steps:
+        return None
+    return Chains.of(rows, setup.trace_format, config.hints, with_answer=config.reward.samples_answer)
 
 
 def _score_of(config: TrainConfig, setup: Setup, rows) -> Score | None:

@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nrt_jax import parallel
 from nrt_jax.data.batch import Batch, Prompts, Reference
@@ -40,6 +41,7 @@ class Run:
     Attributes:
         config: With attention and cache dtype as on these devices.
         model: The policy.
+        topology: Where it is to run.
         layout: Over the devices; None for one.
         params: What is trained.
         frozen: The rest of the policy; None without adapters.
@@ -47,6 +49,7 @@ class Run:
 
     config: TrainConfig
     model: Model
+    topology: Topology
     layout: Layout | None
     params: Params
     frozen: Frozen | None
@@ -147,7 +150,7 @@ def describe(config: TrainConfig, model_config: ModelConfig, topology: Topology)
 
     params = place(params, lora.logical_axes(model, params))
     frozen = frozen and place(frozen, lora.frozen_axes(model))
-    return Run(config=config, model=model, layout=layout, params=params, frozen=frozen)
+    return Run(config=config, model=model, topology=topology, layout=layout, params=params, frozen=frozen)
 
 
 def gradient(run: Run, part_size: int) -> Program:
@@ -294,7 +297,7 @@ def _move(run: Run, found: list[Program]) -> Params:
     policy = jax.tree.map(lambda x, sharding: shape(x.shape, x.dtype, sharding), policy, placed)
     program = compile_program("parameters", run.layout.mover(policy, axes), jax.tree.leaves(policy))
     found.append(dataclasses.replace(program, moved=program.memory.outputs - program.memory.arguments))
-    return run.layout.abstract_copy(policy, axes)
+    return run.layout.abstract_copy(policy, axes, np.array(run.topology.part(run.config.mesh.replica_size)))
 
 
 def _seats(sampling: SamplingConfig, num_seats: int, num_places: int) -> engine.Seats:

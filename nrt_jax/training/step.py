@@ -85,12 +85,14 @@ class Scored:
         sampled: All that was sampled, where rows went on to answer; else None.
         log_probs: [P, K, Y] log c_i; None without an intrinsic reward.
         base_log_probs: [P, Y] log c_i,base; None likewise.
+        hint_length: [P, K] int32, tokens that rows were given; None without hints.
     """
 
     rollout: Rollout
     sampled: Rollout | None = None
     log_probs: jax.Array | None = None
     base_log_probs: jax.Array | None = None
+    hint_length: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("model", "reward_config", "max_length"))
@@ -167,9 +169,13 @@ def reward_rollout(
     if reward:
         mask = jnp.broadcast_to(batch.reference.mask[:, None], reward.token.shape)
         signal = token_signal(loss_config.token_signal, reward.token, mask)
-        learner_batch = from_rollout(rollout, batch, advantage, signal, has_opening=has_opening)
+        layout = {"has_opening": has_opening, "hint_length": scored.hint_length}
+        learner_batch = from_rollout(rollout, batch, advantage, signal, **layout)
     else:
-        learner_batch = from_completions(sampled, batch.prompts, advantage)
+        learner_batch = from_completions(sampled, batch.prompts, advantage, scored.hint_length)
+    is_own = sampled.mask
+    if scored.hint_length is not None:
+        is_own &= jnp.arange(sampled.mask.shape[-1]) >= scored.hint_length[..., None]
     outcome = Outcome(
         rewards=rewards,
         reward=sum(getattr(reward_config, name) * reward for name, reward in rewards.items()),
@@ -179,8 +185,8 @@ def reward_rollout(
         base_log_probs=scored.base_log_probs,
         answer_mask=batch.reference.mask,
         trace_length=rollout.trace_length,
-        num_sampled=jnp.sum(sampled.mask, -1),
-        entropy=jnp.sum(sampled.entropy, -1),
+        num_sampled=jnp.sum(is_own, -1),
+        entropy=jnp.sum(sampled.entropy, -1, where=is_own),
         matched=rollout.matched(batch.reference.delimiter),
     )
     return learner_batch, outcome
