@@ -54,6 +54,11 @@ class Data(Sequence[Encoded]):
     longest_answer: int
     has_traces: bool
 
+    @property
+    def num_without_trace(self) -> int:
+        """Rows of the training sources that lack a demonstration."""
+        return sum(len(found.rows) - found.num_traces for found in self.scans[: len(self.parts)])
+
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 

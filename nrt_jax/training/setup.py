@@ -105,6 +105,12 @@ def prepare(config: TrainConfig) -> Setup:
             f"objective: 'sft_with_trace' learns from traces and {', '.join(config.data)} has none; expected rows "
             f"with a column {config.dataset.trace_column!r} (--dataset.trace-column), or --objective sft"
         )
+    if config.hints.steps and data.num_without_trace:
+        raise UserError(
+            f"hints.steps: {config.hints.steps} needs a chain of thought for each question, and "
+            f"{data.num_without_trace} rows of {', '.join(config.data)} have none; expected a column "
+            f"{config.dataset.trace_column!r} (--dataset.trace-column) in all of them"
+        )
     param_dtype = config.dtype if config.lora.rank else "float32"  # only what is trained needs float32
     params = checkpoints.load_params(location, plain, param_dtype=param_dtype, mesh=layout and layout.train)
     params = formats.resolve(config.trace, plain, params, known)[2]  # with the rows of added tokens

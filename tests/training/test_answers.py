@@ -18,15 +18,15 @@ from nrt_jax.training.step import describe, mix, reward_rollout, score_rollout
 from tests.data.common import DELIMITER as ENCODER_DELIMITER
 from tests.data.common import EOS as ENCODER_EOS
 from tests.data.common import encoder
-from tests.fixtures_model import DELIMITER, full_log_probs, random_batch, sampling, tiny_model
+from tests.fixtures_model import DELIMITER, EOS, full_log_probs, random_batch, sampling, tiny_model
 
 
 @pytest.fixture(scope="module")
 def sampled():
     """A rollout that stops at the delimiter, and one of the same keys that goes on."""
     model, params = tiny_model()
-    batch, config = random_batch(1), sampling()
-    going_on = config.replace(stop_ids=config.stop_ids[1:], delimiter=jnp.int32(DELIMITER))
+    batch, config = random_batch(1), sampling().replace(delimiter=jnp.int32(DELIMITER))
+    going_on = config.replace(stop_ids=config.stop_ids.at[0].set(EOS))  # As many stop ids: the same program.
     rng = jax.random.key(3)
     return (
         model,
