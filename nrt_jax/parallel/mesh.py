@@ -125,7 +125,7 @@ class Layout:
 
     def abstract_copy(self, params: Any, axes: Any, devices: np.ndarray) -> Any:
         """One of `copies` as shapes, as a replica of these devices would have it."""
-        mesh = Mesh(devices[None], AXES)
+        mesh = Mesh(devices.reshape(1, 1, -1), AXES)
 
         def of_leaf(x, sharding):
             alone = jax.sharding.SingleDeviceSharding(devices.flat[0])

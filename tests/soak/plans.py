@@ -40,7 +40,7 @@ def main(names: list[str]) -> int:
         print(f"$ {' '.join(command[1:])}\n{done.stdout}{done.stderr}", flush=True)
         found = {key: pattern.search(done.stdout) for key, pattern in _FIGURES.items()}
         figures = [" ".join(match.groups()) if match else "-" for match in found.values()]
-        fits = {0: "yes", 1: "no"}.get(done.returncode, "error")
+        fits = ("yes" if done.returncode == 0 else "no") if found["peak"] else "error"  # A traceback's code is 1, too.
         rows.append((name, topology, fits, *figures, f"{time.time() - started:.0f}"))
         codes.append(done.returncode)
     print("| recipe | topology | fits | most GiB | step at least, s | largest micro-batch | planned in, s |")
