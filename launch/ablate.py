@@ -2,6 +2,7 @@
 
 python -m launch.ablate --output runs/ablation                    all arms, bases and seeds; resumes
 python -m launch.ablate --arms "zero advantage" --seeds 0         a part of the grid
+python -m launch.ablate --config stephint                         hints against plain rollouts (docs/stephint.md)
 """
 
 from pathlib import Path
@@ -32,20 +33,23 @@ def _plots(rows, config: AblationConfig) -> list[Path]:
     panels = {"controls": ""} | {variant: f", {variant}" for variant in variants}
     written = []
     for base in config.bases:
-        figure, axes = plt.subplots(1, len(panels), figsize=(20, 4), sharey=True)
-        for axis, (title, suffix) in zip(axes, panels.items(), strict=True):
-            mine = [row for row in rows if row["base"] == base]
-            arms = dict.fromkeys(
-                r["arm"] for r in mine if (r["arm"].endswith(suffix) if suffix else "," not in r["arm"])
-            )
+        mine = [row for row in rows if row["base"] == base]
+        shown = {}  # Arms of each panel that has any.
+        for title, suffix in panels.items():
+            arms = [row["arm"] for row in mine if (row["arm"].endswith(suffix) if suffix else "," not in row["arm"])]
+            if arms:
+                shown[title] = dict.fromkeys(arms)
+        figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown) + 1, 4), sharey=True, squeeze=False)
+        for axis, (title, arms) in zip(axes[0], shown.items(), strict=True):
+            suffix = panels[title]
             for arm in arms:
                 curves = [row["curve"] for row in mine if row["arm"] == arm]
                 steps = [step for step, _ in curves[0]]
                 means = [sum(point[1] for point in points) / len(points) for points in zip(*curves, strict=True)]
                 axis.plot(steps, means, marker=".", label=arm.removesuffix(suffix) if suffix else arm)
-            axis.set(title=title, xlabel="step", ylim=(0, 1.02))
+            axis.set(title=title if len(shown) > 1 else Path(base).name, xlabel="step", ylim=(0, 1.02))
             axis.legend(fontsize=7)
-        axes[0].set_ylabel("accuracy on held-out questions")
+        axes[0, 0].set_ylabel("accuracy on held-out questions")
         figure.tight_layout()
         written.append(Path(config.output) / f"{Path(base).name}.png")
         figure.savefig(written[-1], dpi=110)

@@ -33,7 +33,7 @@ class AblationConfig:
         output: Folder of the runs; finished ones in it are not run again.
         bases: Models to start from.
         seeds: Seeds of each arm.
-        arms: Names of ARMS to run; empty for all.
+        arms: Names of ARMS to run; empty for those of the NRT ablation, all but the last few.
         recipe: What all runs share.
     """
 
@@ -60,8 +60,12 @@ def _zero_advantage(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, loss=dataclasses.replace(config.loss, trace_weight=0.0))
 
 
-#: Name of an arm -> how it changes the shared recipe.
-ARMS: Mapping[str, Callable[[TrainConfig], TrainConfig]] = {
+def _hints(config: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(config, hints=dataclasses.replace(config.hints, steps=4))
+
+
+#: Name of an arm -> how it changes the shared recipe: the NRT ablation.
+NRT_ARMS: Mapping[str, Callable[[TrainConfig], TrainConfig]] = {
     "answer-only SFT": lambda config: dataclasses.replace(config, objective="sft"),
     "zero advantage": _zero_advantage,
     "random reward": _nrt("random", "none", "fixed"),
@@ -70,6 +74,7 @@ ARMS: Mapping[str, Callable[[TrainConfig], TrainConfig]] = {
     **{f"{mode}, clip, derived": _nrt(mode, "clip", "derived") for mode in AGGREGATIONS},
     **{f"{mode}, no clip, derived": _nrt(mode, "none", "derived") for mode in AGGREGATIONS},
 }
+ARMS = NRT_ARMS | {"plain": lambda config: config, "hints": _hints}
 
 
 def run_grid(config: AblationConfig, log: Callable[[str], None] = print) -> None:
@@ -127,7 +132,7 @@ def _last_entropy(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _runs(config: AblationConfig) -> Iterator[tuple[str, str, int, Path]]:
     for base in config.bases:
-        for arm in config.arms or ARMS:
+        for arm in config.arms or NRT_ARMS:
             for seed in config.seeds:
                 name = arm.replace(", ", "-").replace(" ", "_")
                 yield base, arm, seed, Path(config.output) / Path(base).name / name / f"seed{seed}"

@@ -1,25 +1,34 @@
 """The grid's arms differ in what their names say, and the table reports what the runs wrote."""
 
+import dataclasses
 import json
 
 import pytest
 
-from configs import ablation
+from configs import ablation, stephint
 from nrt_jax.errors import UserError
-from nrt_jax.training.ablation import ARMS, AblationConfig, collect, run_grid, table
+from nrt_jax.training.ablation import ARMS, NRT_ARMS, AblationConfig, collect, run_grid, table
 
 RECIPE = ablation.get_config().recipe
 
 
 def test_arms_are_different_configs_that_can_run():
-    configs = {name: change(RECIPE) for name, change in ARMS.items()}
-    assert len(set(configs.values())) == len(ARMS)
+    configs = {name: change(RECIPE) for name, change in NRT_ARMS.items()}
+    assert len(set(configs.values())) == len(NRT_ARMS)
     for config in configs.values():
         config.validate()
     assert configs["zero advantage"].loss.trace_weight == 0
     assert configs["geometric_mean, no clip, fixed"].advantage.clip == "none"
     assert configs["prob, clip, derived"].loss.token_signal == "derived"
     assert ARMS[f"{RECIPE.reward.mode}, clip, fixed"](RECIPE) == RECIPE  # the recipe is itself one of the arms
+
+
+def test_hints_and_plain_rollouts_differ_in_the_hints_alone():
+    grid = stephint.get_config()
+    plain, hints = (ARMS[name](grid.recipe) for name in grid.arms)
+    plain.validate(), hints.validate()
+    assert plain.hints.steps == 0 and hints.hints.group_size == plain.rollout.group_size == 12
+    assert dataclasses.replace(hints, hints=plain.hints) == plain
 
 
 def test_unknown_arm_suggests_the_nearest():
