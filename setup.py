@@ -27,6 +27,7 @@ EXTRAS = {
     # torch and peft are what logits are compared with; nothing outside tests/ imports them.
     "test": [
         "hypothesis>=6.170.15",
+        "math-verify>=0.9.0",
         "peft>=0.21.2",
         "pytest>=9.2.0",
         "pytest-xdist>=3.8.0",
@@ -36,6 +37,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "cuda13": ["jax[cuda13]>=0.10.2"],
+    "math": ["math-verify>=0.9.0"],
     "docs": ["matplotlib>=3.11.2"],
 }
 

@@ -47,7 +47,11 @@ class Tulu3SftMixture(tfds.core.GeneratorBasedBuilder):
 
         self._cache = tempfile.TemporaryDirectory()  # Rows are read at random, which Parquet files are slow at.
         files = [str(path) for path in parquet_files(Path(dl_manager.manual_dir))]
-        rows = datasets.Dataset.from_parquet(files, cache_dir=self._cache.name).select_columns(list(COLUMNS))
+        try:
+            rows = datasets.Dataset.from_parquet(files, cache_dir=self._cache.name).select_columns(list(COLUMNS))
+        except Exception as error:  # damage is found only now; the library wraps what it met
+            reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"parquet: cannot read {files}: {reason}; expected whole files, copy them again") from error
         split = rows.train_test_split(test_size=TEST_ROWS, seed=SEED)
         train = split["train"].select(range(min(len(split["train"]), TRAIN_ROWS)))
         return {"train": self._generate_examples(train), "test": self._generate_examples(split["test"])}

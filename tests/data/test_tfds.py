@@ -122,3 +122,16 @@ def test_folder_that_is_not_tulu3_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(UserError, match=f"parquet: .*{problem}"):
         tulu3.build(str(tmp_path / "in"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_whose_rows_are_damaged_is_one_line_and_nothing_stays(tmp_path):
+    path = tmp_path / "in" / "rows.parquet"
+    path.parent.mkdir()
+    datasets.Dataset.from_list(ROWS).to_parquet(path)
+    data = bytearray(path.read_bytes())
+    data[4:2000] = b"\xff" * 1996  # The footer is whole, the first pages are not.
+    path.write_bytes(data)
+    problem = r"parquet: cannot read .*rows\.parquet.*expected whole files, copy them again"
+    with pytest.raises(UserError, match=problem):
+        tulu3.build(str(path.parent), str(tmp_path / "out"))
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
