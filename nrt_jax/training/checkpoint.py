@@ -10,6 +10,7 @@ Each of the two folders holds the checksums of its files, written before Orbax g
 """
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -221,7 +222,8 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split())[-200:]
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            reason = os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in reason else reason[-200:]
             raise UserError(
                 f"checkpoint {str(self.folder)!r}: cannot be written ({type(error).__name__}: {reason}); earlier ones "
                 "are whole: make room, and the same command goes on from the last"
