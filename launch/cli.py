@@ -61,7 +61,6 @@ def run(
         SystemExit: 2 for bad input, 130 when interrupted, 141 when nobody reads the output, 0 after `--help`.
     """
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax and Grain log, with tracebacks, what they also raise
-    sys.excepthook = _report
     try:
         try:
             main(parse(config_type, prog, description, default_config=default_config, implied=implied, args=args))
@@ -237,12 +236,6 @@ def _unknown_field(name: str, leaves: Mapping[str, Any]) -> UserError:
     nearest = max([*leaves, "config"], key=likeness)
     hint = f"did you mean {_flag(nearest)}?" if likeness(nearest) >= 0.6 else "--help lists the fields"
     return UserError(f"unknown field {_flag(name)}; {hint}")
-
-
-def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Prints a traceback, but not of what storage can no longer tell its event loop: what failed is raised as well."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
 
 
 def _one_token(name: str, words: list[str]) -> str:
