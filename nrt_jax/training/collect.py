@@ -25,7 +25,7 @@ def collect(
     sampling: SamplingConfig,
     **reward: Any,
 ) -> tuple[LearnerBatch, Outcome]:
-    """Samples, scores and rewards.
+    """Samples, scores and rewards; in a run of several processes each does so for its own questions.
 
     Args:
         model: The policy.
@@ -34,11 +34,23 @@ def collect(
         rng: Of the sampling, and of the `random` reward.
         sampling: How to sample.
         **reward: Configs of `reward_rollout`.
+
+    Returns:
+        Both for the questions of all processes: what one process would make of them.
     """
     sample_rng, reward_rng = jax.random.split(rng)
-    keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
-    parts = engine.stream(model, params, batch.prompts, sample_rng, sampling)
-    return reward_parts(model, parts, batch, keys, sampling.temperature, **reward)
+    num_prompts, batch = len(batch.prompts.tokens), parallel.pad_alike(batch)
+    keys = _own_keys(reward_rng, num_prompts, 1)[:, 0]
+    sample_keys = _own_keys(sample_rng, num_prompts, sampling.group_size)
+    parts = engine.stream(model, params, batch.prompts, sample_keys, sampling)
+    return parallel.gather_rows(reward_parts(model, parts, batch, keys, sampling.temperature, **reward))
+
+
+def _own_keys(rng: jax.Array, num_prompts: int, group_size: int) -> jax.Array:
+    """[P, K] keys of this process's prompts among those of all processes, `num_prompts` in each."""
+    count = jax.process_count()
+    keys = row_keys(rng, count * num_prompts, group_size)
+    return keys if count == 1 else keys.reshape(count, num_prompts, group_size)[jax.process_index()]
 
 
 def reward_parts(
