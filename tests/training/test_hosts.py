@@ -1,8 +1,8 @@
 """Two processes of four devices each are one process of eight; when one of them is killed, the other ends."""
 
+import contextlib
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
@@ -59,7 +59,8 @@ def flags(tmp_path_factory):
     ]
 
 
-def start(folder, *flags):
+@contextlib.contextmanager
+def running(folder, *flags):
     """Both processes of a run; what process i says is in files beside the folder."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -69,7 +70,11 @@ def start(folder, *flags):
         command = [sys.executable, "-m", "launch.train", *flags, "--workdir", str(folder), *where.split()]
         with folder.with_suffix(f".out{i}").open("w") as out, folder.with_suffix(f".err{i}").open("w") as err:
             processes.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=out, stderr=err))
-    return processes
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def said(folder, i):
@@ -80,10 +85,10 @@ def said(folder, i):
 
 def test_two_processes_are_one(tmp_path, flags):
     two, one = tmp_path / "two", tmp_path / "one"
-    processes = start(two, *flags)
-    config = cli.parse(TrainConfig, "train", "", args=[*flags, "--workdir", str(one)])
-    loop.train(config, prepare(config), one, lambda line: None)
-    assert [process.wait(600) for process in processes] == [0, 0], said(two, 0) + said(two, 1)
+    with running(two, *flags) as processes:
+        config = cli.parse(TrainConfig, "train", "", args=[*flags, "--workdir", str(one)])
+        loop.train(config, prepare(config), one, lambda line: None)
+        assert [process.wait() for process in processes] == [0, 0], said(two, 0) + said(two, 1)
     found, expected = records(two), records(one)
     assert [record["step"] for record in found] == [1, 2, 3]
     for record, other in zip(found, expected, strict=True):
@@ -103,13 +108,13 @@ def test_two_processes_are_one(tmp_path, flags):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other(tmp_path, flags, victim):
     folder = tmp_path / "run"
-    processes = start(folder, *flags, "--steps", "100000")
     metrics = folder / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") > 1):
-        assert [process.poll() for process in processes] == [None, None], said(folder, 0) + said(folder, 1)
-        time.sleep(0.1)
-    processes[victim].send_signal(signal.SIGKILL)
-    assert processes[1 - victim].wait(60) == 1
+    with running(folder, *flags, "--steps", "100000") as processes:
+        while not (metrics.exists() and metrics.read_text().count("\n") > 1):
+            assert [process.poll() for process in processes] == [None, None], said(folder, 0) + said(folder, 1)
+            time.sleep(0.1)
+        processes[victim].kill()
+        assert processes[1 - victim].wait(60) == 1
     assert said(folder, 1 - victim)[1] == [
         "error: another process of this run has ended; start all of them again to resume the run"
     ]
@@ -119,6 +124,7 @@ def test_an_error_of_the_first_process_is_that_of_all(tmp_path, flags):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    assert [process.wait(300) for process in start(folder, *flags)] == [2, 2]
+    with running(folder, *flags) as processes:
+        assert [process.wait() for process in processes] == [2, 2]
     line = f"error: workdir {str(folder)!r}: holds files of something else; choose a new or empty folder"
     assert said(folder, 0)[1] == said(folder, 1)[1] == [line]
