@@ -117,7 +117,9 @@ def start(config: DistributedConfig, *, num_devices: int = 1) -> None:
         if jax.process_count() > 1:
             host = _coordinator().rpartition(":")[0].strip("[]")
             watch.begin(host, jax.process_index(), jax.process_count(), share)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, ImportError) as error:
+        if where[0] is None and not _has_slurm_tasks(os.environ) and jax.process_count() == 1:
+            return  # A TPU host on its own, whose machine says nothing of others.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"distributed: the other processes of this run cannot be reached ({reason}); start all of them within "
