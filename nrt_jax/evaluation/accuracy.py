@@ -91,7 +91,8 @@ def answer_questions(
     """Samples one trace and answer for each question, answers it without a trace, and scores y* after both.
 
     Copies of the params take batches in turn, each while the others are at theirs. So do the processes of a run, and
-    each gets the answers of all. `before_batch` is called before each batch and ends the evaluation by raising.
+    each gets the answers of all. `before_batch` is called before each batch, equally often in all processes, and ends
+    the evaluation by raising.
     """
     answered, running = {}, collections.deque()
     copies = [params] if isinstance(params, Mapping) else params
@@ -108,9 +109,12 @@ def answer_questions(
         max_new_tokens=limits.answer,
         chunk_size=limits.chunk_size,
     )
-    starts = range(0, len(rows), config.batch_size)[jax.process_index() :: jax.process_count()]
-    for i, start in enumerate(starts):
+    process, num_processes = jax.process_index(), jax.process_count()
+    for i, first in enumerate(range(0, len(rows), num_processes * config.batch_size)):
         before_batch()
+        start = first + process * config.batch_size
+        if start >= len(rows):  # In the last round some have none left.
+            break
         part = list(rows[start : start + config.batch_size])
         padded = part + part[-1:] * (
             min(config.batch_size, len(rows)) - len(part)

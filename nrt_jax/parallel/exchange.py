@@ -1,4 +1,4 @@
-"""Arrays between the processes of a run; with one process all of this returns what it is given.
+"""Arrays between the processes of a run; with one process there is nothing to exchange.
 
 Each process samples and scores its own part of a step's prompts. What the learner needs of them is small, and every
 process gets all of it, in the order of the prompts: lengths, plan, minibatches and metrics are then computed alike
@@ -44,6 +44,8 @@ def put(tree: Any, shardings: Any) -> Any:
         tree: Equal in all processes; JAX would spend a collective on making sure of that.
         shardings: For each leaf, or one for all.
     """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
     if isinstance(shardings, Sharding):
         return jax.tree.map(lambda x: _put(x, shardings), tree)
     return jax.tree.map(_put, tree, shardings)

@@ -104,7 +104,7 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
             if config.evaluation.every and step % config.evaluation.every == 0 and not evaluated:
                 with contextlib.suppress(Stopped):  # The run that goes on evaluates.
                     writer.write(step, summarise(_answer(config, setup, state.params, stop), hard))
-            stopping = stop.after_step(step)
+            stopping = stop.is_asked()
             if stopping or step == config.steps or (every and step % every == 0):
                 writer.flush(sync=True)
                 guard.check(writer.last)
