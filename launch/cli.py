@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import absl.logging
 import tyro
 
+from nrt_jax import parallel
 from nrt_jax.errors import Stopped, UserError, one_line
 from nrt_jax.training.config_io import describe, init_types, is_required, leaf_types
 
@@ -34,6 +35,7 @@ CONFIGS_FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
 _MARKERS = (tyro.conf.FlagConversionOff,)  # a bool takes a value like every other field
 
 
+@parallel.ends_together()
 def run(
     main: Callable[[ConfigT], Any],
     config_type: type[ConfigT],

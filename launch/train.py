@@ -8,9 +8,11 @@ python -m launch.train --config configs/NAME.py --workdir DIR     a recipe; run 
 import datetime
 from pathlib import Path
 
+import jax
+
 from configs import default
 from launch import cli
-from nrt_jax import checkpoints
+from nrt_jax import checkpoints, parallel
 from nrt_jax.errors import Stopped
 from nrt_jax.training import loop, setup
 from nrt_jax.training.config import TrainConfig
@@ -19,25 +21,26 @@ from nrt_jax.training.config import TrainConfig
 def main(config: TrainConfig) -> None:
     """Loads, trains, and says what came out and where it is."""
     prepared = setup.prepare(config)
+    log = print if jax.process_index() == 0 else _be_silent
     for line in prepared.train.report(with_trace=config.objective == "sft_with_trace"):
-        print(line)
+        log(line)
     if prepared.model_folder.parent != checkpoints.ASSETS and config.optimizer == default.get_config().optimizer:
-        print(
+        log(
             f"note: learning rate {config.optimizer.learning_rate:g} is sized for the embedded model; "
             "for a pretrained one start from --config nrt or --optimizer.learning-rate 2e-6 (with adapters 1e-4)"
         )
-    folder = Path(config.workdir or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    print(
+    folder = Path(config.workdir or parallel.share(f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}")[0])
+    log(
         f"{config.model}: {prepared.model.config.num_parameters:,} parameters; {', '.join(config.data)}: "
         f"{len(prepared.train)} training and {len(prepared.held_out)} held-out questions; run folder {folder}"
     )
     try:
-        summary = loop.train(config, prepared, folder)
+        summary = loop.train(config, prepared, folder, log)
     except Stopped as stopped:
         raise Stopped(
             f"{stopped}: the same command goes on{'' if config.workdir else f' with --workdir {folder}'}"
         ) from None
-    print(
+    log(
         f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
         f"(with an empty trace {summary['accuracy_empty_trace_before']:.3f} -> "
         f"{summary['accuracy_empty_trace_after']:.3f}) in {summary['seconds']:.0f} s, "
@@ -46,6 +49,10 @@ def main(config: TrainConfig) -> None:
         "model/, checkpoints/, metrics.jsonl, summary.json, "
         "answers_before.jsonl, answers_after.jsonl, tensorboard/"
     )
+
+
+def _be_silent(line: str) -> None:
+    """Of several processes the first one speaks."""
 
 
 if __name__ == "__main__":

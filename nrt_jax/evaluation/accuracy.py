@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,12 @@ class Answered:
     token_log_probs: tuple[float, ...]
     base_token_log_probs: tuple[float, ...]
 
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Any]) -> "Answered":
+        """What `dataclasses.asdict` made of one, as JSON gives it back."""
+        tuples = ("token_log_probs", "base_token_log_probs")
+        return cls(**fields | {name: tuple(fields[name]) for name in tuples})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -83,10 +90,11 @@ def answer_questions(
 ) -> list[Answered]:
     """Samples one trace and answer for each question, answers it without a trace, and scores y* after both.
 
-    Copies of the params take batches in turn, each while the others are at theirs. `before_batch` is called before each
-    batch and ends the evaluation by raising. `rules` judge the answers.
+    Copies of the params take batches in turn, each while the others are at theirs. So do the processes of a run, and
+    each gets the answers of all. `before_batch` is called before each batch, equally often in all processes, and ends
+    the evaluation by raising. `rules` judge the answers.
     """
-    answered, running, encoder = [], collections.deque(), rules.encoder
+    answered, running, encoder = {}, collections.deque(), rules.encoder
     copies = [params] if isinstance(params, Mapping) else params
     stop_ids = jnp.array([encoder.format.eos], jnp.int32)
     own = SamplingConfig(
@@ -101,27 +109,41 @@ def answer_questions(
         max_new_tokens=limits.answer,
         chunk_size=limits.chunk_size,
     )
-    for start in range(0, len(rows), config.batch_size):
+    process, num_processes = jax.process_index(), jax.process_count()
+    for i, first in enumerate(range(0, len(rows), num_processes * config.batch_size)):
         before_batch()
+        start = first + process * config.batch_size
+        if start >= len(rows):  # In the last round some have none left.
+            break
         part = list(rows[start : start + config.batch_size])
         padded = part + part[-1:] * (
             min(config.batch_size, len(rows)) - len(part)
         )  # The last batch is as large as the others.
         skipping = [dataclasses.replace(row, prompt=(*row.prompt, encoder.format.delimiter)) for row in padded]
-        copy = copies[start // config.batch_size % len(copies)]
+        copy = copies[i % len(copies)]
         with parallel.on(copy):
             sampled = _sample_and_score(model, copy, encoder.batch(padded), jax.random.fold_in(rng, start), own)
             empty = sample(model, copy, encoder.batch(skipping).prompts, rng, direct)
-            running.append((part, (sampled, (empty.tokens[:, 0], empty.mask[:, 0]))))
+            running.append((start, part, (sampled, (empty.tokens[:, 0], empty.mask[:, 0]))))
         if len(running) == len(copies):
-            answered += _fetch(rules, *running.popleft())
-    return answered + [item for batch in running for item in _fetch(rules, *batch)]
+            answered |= _fetch(rules, *running.popleft())
+    for batch in running:
+        answered |= _fetch(rules, *batch)
+    return _of_all_processes(answered)
 
 
-def _fetch(rules: Rules, rows: Sequence[Encoded], results) -> list[Answered]:
-    """Waits for a batch."""
+def _of_all_processes(answered: Mapping[int, Answered]) -> list[Answered]:
+    """In the order of the questions."""
+    if jax.process_count() > 1:
+        given = parallel.share([(i, dataclasses.asdict(item)) for i, item in answered.items()])
+        answered = {i: Answered.of_json(fields) for part in given for i, fields in part}
+    return [answered[i] for i in sorted(answered)]
+
+
+def _fetch(rules: Rules, start: int, rows: Sequence[Encoded], results) -> dict[int, Answered]:
+    """Waits for a batch; by the number of the question, of which the batch's first is `start`."""
     sampled, empty = jax.device_get(results)
-    return [_answered(rules, row, sampled, empty, i) for i, row in enumerate(rows)]
+    return {start + i: _answered(rules, row, sampled, empty, i) for i, row in enumerate(rows)}
 
 
 def _answered(rules: Rules, row: Encoded, sampled, empty, i: int) -> Answered:

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from nrt_jax.errors import UserError
 from nrt_jax.parallel import rules
 from nrt_jax.parallel.devices import use_devices
+from nrt_jax.parallel.exchange import put
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -82,18 +83,29 @@ class Layout:
     ) -> "Layout | None":
         """Over the first devices of this process, or over those given; None for one. Call it before JAX has started.
 
+        In a run of several processes (`distributed.start`) it is over all devices, those of a process one after the
+        other, and each replica lies within a process.
+
         Raises:
-            UserError: There are fewer devices; the message names `field`.
+            UserError: There are other devices; the message names `field`.
         """
         config.validate(field)
         product = f"{field}.data x {field}.fsdp x {field}.tensor"
-        if devices is not None and len(devices) != config.num_devices:
-            raise UserError(
-                f"{product}: {config.num_devices} cannot work; expected {len(devices)}, the number of devices"
-            )
+        if devices is not None:
+            devices = list(devices)
+            if len(devices) != config.num_devices:
+                raise UserError(
+                    f"{product}: {config.num_devices} cannot work; expected {len(devices)}, the number of devices"
+                )
+        elif jax.distributed.is_initialized() and jax.process_count() > 1:
+            return cls._over(config, _devices_of_all(config, field, product))
         if config.num_devices == 1:
             return None
-        devices = np.array(devices or use_devices(config.num_devices, field=product))
+        return cls._over(config, devices or use_devices(config.num_devices, field=product))
+
+    @classmethod
+    def _over(cls, config: MeshConfig, devices: Sequence[jax.Device]) -> "Layout":
+        devices = np.array(devices)
         return cls(
             train=Mesh(devices.reshape(config.data, config.fsdp, config.tensor), AXES),
             decode=Mesh(devices.reshape(-1, 1, config.replica_size), AXES),
@@ -101,7 +113,7 @@ class Layout:
 
     def place(self, tree: Any, axes: Any) -> Any:
         """A pytree laid out for training, by its logical axes."""
-        return jax.device_put(tree, rules.shardings(axes, tree, self.train))
+        return put(tree, rules.shardings(axes, tree, self.train))
 
     def copies(self, params: Any, axes: Any) -> list[Any]:
         """The parameters as each replica wants them: gathered over `fsdp` in one program, then taken apart.
@@ -133,6 +145,22 @@ class Layout:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
 
         return jax.tree.map(of_leaf, params, rules.shardings(axes, params, self.decode))
+
+
+def _devices_of_all(config: MeshConfig, field: str, product: str) -> list[jax.Device]:
+    """The devices of all processes, in the order of these."""
+    count, here = jax.device_count(), jax.local_device_count()
+    if config.num_devices != count:
+        raise UserError(
+            f"{product}: {config.num_devices} cannot work; expected {count}, the devices of all "
+            f"{jax.process_count()} processes"
+        )
+    if here % config.replica_size:
+        raise UserError(
+            f"{field}.decode_tensor: {config.replica_size} cannot work; expected a divisor of {here}, the devices of "
+            "each process, within which a copy of the policy samples"
+        )
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
 def _of_replica(devices: np.ndarray, leaves: list[jax.Array], shards: list[dict]) -> list[jax.Array]:

@@ -15,7 +15,7 @@ from nrt_jax.data.batch import Batch
 from nrt_jax.models import Model, Params
 from nrt_jax.rollout import SamplingConfig, engine, row_keys
 from nrt_jax.training.config import RewardConfig
-from nrt_jax.training.hinted import Chains, score_hinted
+from nrt_jax.training.hinted import Chains, own_keys, score_hinted
 from nrt_jax.training.learner import LearnerBatch
 from nrt_jax.training.step import Outcome, Scored, reward_rollout, score_rollout
 
@@ -35,7 +35,7 @@ def collect(
     max_length: int,
     **configs: Any,
 ) -> tuple[LearnerBatch, Outcome]:
-    """Samples, scores and rewards.
+    """Samples, scores and rewards; in a run of several processes each does so for its own questions.
 
     Args:
         model: The policy.
@@ -49,9 +49,12 @@ def collect(
         reward_config: Which rewards.
         max_length: Most tokens of prompt, trace, delimiter and answer together.
         **configs: More of `reward_rollout`.
+
+    Returns:
+        Both for the questions of all processes: what one process would make of them.
     """
     sample_rng, reward_rng = jax.random.split(rng)
-    keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
+    batch = parallel.pad_alike(batch)
 
     def score_all(parts, batch):
         return score_parts(
@@ -61,10 +64,21 @@ def collect(
     if chains:
         scored = score_hinted(model, params, batch, chains, sample_rng, sampling, score_all)
     else:
-        scored = score_all(engine.stream(model, params, batch.prompts, sample_rng, sampling), batch)
+        keys = own_keys(sample_rng, len(batch.prompts.tokens), sampling.group_size)
+        scored = score_all(engine.stream(model, params, batch.prompts, keys, sampling), batch)
     scores = score and score(*jax.device_get(_written(scored)))
+    scored, scores, batch = _of_all_processes(scored, scores, batch)
+    keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
     with parallel.on(scored):
         return reward_rollout(scored, batch, keys, scores, reward_config=reward_config, **configs)
+
+
+def _of_all_processes(scored: Scored, scores: dict | None, batch: Batch) -> tuple[Scored, dict | None, Batch]:
+    if jax.process_count() == 1:
+        return scored, scores, batch
+    delimiter, rows = batch.reference.delimiter, batch.replace(reference=batch.reference.replace(delimiter=None))
+    scored, scores, rows = jax.tree.map(jnp.asarray, parallel.gather_rows((scored, scores, rows)))
+    return scored, scores, rows.replace(reference=rows.reference.replace(delimiter=delimiter))
 
 
 @jax.jit

@@ -14,7 +14,7 @@ from nrt_jax.models import LoRAConfig, Remat
 from nrt_jax.models.backends import Backend
 from nrt_jax.models.lora import PROJECTIONS
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
-from nrt_jax.parallel import MeshConfig
+from nrt_jax.parallel import DistributedConfig, MeshConfig
 from nrt_jax.rewards import AGGREGATIONS, VerifierConfig, get_verifier
 from nrt_jax.rollout import check_truncation
 from nrt_jax.rollout.hints import HintConfig
@@ -143,6 +143,7 @@ class TrainConfig:
         loss: Weights and switches of the loss.
         lora: Low-rank adapters; the run then exports `adapter/` for PEFT beside the merged `hf/`.
         mesh: Layout over devices.
+        distributed: The processes of a run on several hosts.
         optimizer: AdamW.
         evaluation: Evaluation on held-out questions.
         checkpoint: Saving.
@@ -171,6 +172,7 @@ class TrainConfig:
     loss: NRTLossConfig = NRTLossConfig()
     lora: LoRAConfig = LoRAConfig()
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -222,6 +224,7 @@ class TrainConfig:
                 raise unknown_name("lora.targets", target, PROJECTIONS)
         _require(bool(self.lora.targets), "lora.targets", "()", "at least one of " + ", ".join(PROJECTIONS))
         self.mesh.validate()
+        self.distributed.validate()
         _require(
             self.mesh.num_devices == 1 or self.rollout.devices == 1,
             "rollout.devices",

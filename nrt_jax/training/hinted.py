@@ -20,7 +20,7 @@ from nrt_jax.data.batch import Batch, Prompts
 from nrt_jax.data.encode import Encoded, pad
 from nrt_jax.data.formats import TraceFormat
 from nrt_jax.models import Model, Params
-from nrt_jax.rollout import Rollout, SamplingConfig, engine, force
+from nrt_jax.rollout import Rollout, SamplingConfig, engine, force, row_keys
 from nrt_jax.rollout.hints import HintConfig, boundaries
 from nrt_jax.training.step import Scored
 
@@ -85,12 +85,20 @@ def score_hinted(
     hinted_batch = _with_hints(batch, chains.tokens[:, 0], cuts)
 
     def sample(batch, rng, group_size):
-        parts = engine.stream(model, params, batch.prompts, rng, sampling.replace(group_size=group_size))
+        keys = own_keys(rng, len(batch.prompts.tokens), group_size)
+        parts = engine.stream(model, params, batch.prompts, keys, sampling.replace(group_size=group_size))
         return jax.device_get(score_parts(parts, batch))
 
     plain = sample(batch, plain_rng, config.plain)
     hinted = sample(hinted_batch, hinted_rng, config.per_level)
     return jax.tree.map(jnp.asarray, _assemble(plain, hinted, given, np.repeat(cuts, config.per_level, 1)))
+
+
+def own_keys(rng: jax.Array, num_prompts: int, group_size: int) -> jax.Array:
+    """[P, K] keys of this process's prompts among those of all processes, `num_prompts` in each."""
+    count = jax.process_count()
+    keys = row_keys(rng, count * num_prompts, group_size)
+    return keys if count == 1 else keys.reshape(count, num_prompts, group_size)[jax.process_index()]
 
 
 def _forced(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from nrt_jax import checkpoints, hf
+from nrt_jax import checkpoints, hf, parallel
 from nrt_jax.errors import Stopped
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
 from nrt_jax.training import workdir as run_folder
@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "evaluation.examples",
     "dataset.workers",
     "mesh",
+    "distributed",
 )
 SHOWN = (
     ("loss", "accuracy", "gradient_norm"),  # of supervised runs
@@ -49,7 +50,7 @@ _EVALUATION_STREAM = 2**31 - 1  # Steps count up from 0; evaluation draws from a
 
 
 def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], None] = print) -> dict:
-    """Runs or resumes `config` in `folder`.
+    """Runs or resumes `config` in `folder`; of several processes, which share the folder, the first one writes.
 
     Args:
         config: The run; validated.
@@ -68,9 +69,10 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
     started = time.time()
     # A cosine ends with the run: with more steps its earlier learning rates would have been others.
     may_change = MAY_CHANGE if config.optimizer.schedule == "cosine" else (*MAY_CHANGE, "steps")
-    resumed = run_folder.prepare(folder, to_dict(config), resume_may_change=may_change)
+    resumed = parallel.first(run_folder.prepare, folder, to_dict(config), resume_may_change=may_change)
     with run_folder.disk_errors(folder), StopRequest() as stop:
-        checkpoints.describe_run(folder, setup.model, setup.tokenizer, setup.model_folder, setup.adapter)
+        description = (setup.model, setup.tokenizer, setup.model_folder, setup.adapter)
+        parallel.first(checkpoints.describe_run, folder, *description)
         before = _answers_before(config, setup, folder, stop)
         _log_answers(log, "before", config, setup, before)
         state = _steps(config, setup, folder, log, resumed, hard_tokens(before), stop)
@@ -103,7 +105,7 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
             if config.evaluation.every and step % config.evaluation.every == 0 and not evaluated:
                 with contextlib.suppress(Stopped):  # The run that goes on evaluates.
                     writer.write(step, summarise(_answer(config, setup, state.params, stop), hard))
-            stopping = stop.after_step(step)
+            stopping = stop.is_asked()
             if stopping or step == config.steps or (every and step % every == 0):
                 writer.flush(sync=True)
                 guard.check(writer.last)
@@ -145,7 +147,9 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
         learner_batch, metrics = _rollout(config, setup, state, batch_rows, rng)
     else:
         with_trace, longest = config.objective == "sft_with_trace", setup.max_length
-        learner_batch = from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace, max_length=longest)
+        learner_batch = parallel.gather_rows(
+            from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace, max_length=longest)
+        )
         metrics = {}
     padding_shares, skipped = [], []
     for i, lengths in enumerate(read_lengths(learner_batch).split(config.updates_per_step)):
@@ -225,19 +229,19 @@ def _answer(config: TrainConfig, setup: Setup, params, stop: StopRequest) -> lis
 def _answers_before(config: TrainConfig, setup: Setup, folder: Path, stop: StopRequest) -> list[Answered]:
     """The untrained policy's answers; a resumed run reads those that it wrote first."""
     path = folder / "answers_before.jsonl"
-    if path.exists():
+    if parallel.first(path.exists):
         return read_answers(path)
     answered = _answer(config, setup, setup.params, stop)
-    write_answers(path, answered)
+    parallel.first(write_answers, path, answered)
     return answered
 
 
 def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, started: float, stop) -> dict:
     """Evaluates, exports and sums up."""
     after, hard = _answer(config, setup, state.params, stop), hard_tokens(before)
-    write_answers(folder / "answers_after.jsonl", after)
+    parallel.first(write_answers, folder / "answers_after.jsonl", after)
     _log_answers(log, "after", config, setup, after)
-    _export(config, setup, folder, state.params)
+    parallel.first(_export, config, setup, folder, parallel.fetch(state.params))
     figures = {}
     for when, answered in (("before", before), ("after", after)):
         figures |= {f"{name}_{when}": value for name, value in summarise(answered, hard).items()}
@@ -250,7 +254,7 @@ def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, 
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
-    run_folder.write_json(folder / "summary.json", summary)
+    parallel.first(run_folder.write_json, folder / "summary.json", summary)
     return summary
 
 
@@ -298,6 +302,4 @@ def write_answers(path: Path, answered: list[Answered]) -> None:
 
 def read_answers(path: Path) -> list[Answered]:
     """Reads what `write_answers` wrote."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    tuples = ("token_log_probs", "base_token_log_probs")
-    return [Answered(**row | {name: tuple(row[name]) for name in tuples}) for row in rows]
+    return [Answered.of_json(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]

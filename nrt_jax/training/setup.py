@@ -79,6 +79,7 @@ def prepare(config: TrainConfig) -> Setup:
         UserError: A value, file, row, tensor or token is wrong; the message names it.
     """
     config.validate()
+    parallel.start(config.distributed, num_devices=config.mesh.num_devices)
     layout = Layout.of(config.mesh)
     devices = parallel.use_devices(config.rollout.devices, field="rollout.devices")
     backends.check(config.attention, field="attention")

@@ -25,7 +25,7 @@ class TrainState:
 
 def create_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    return jax.device_put(_new(params, optimizer), _shardings(params, optimizer))
+    return parallel.put(_new(params, optimizer), _shardings(params, optimizer))
 
 
 def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

@@ -149,7 +149,7 @@ def update(
         `skipped_updates` (1 where loss or gradient was not finite, and the state is the old one), `padding_share`.
     """
     lengths = lengths or read_lengths(batch)
-    batch = jax.device_put(batch, parallel.beside(state.params))
+    batch = parallel.put(batch, parallel.beside(state.params))
     parts = plan(lengths, batch.tokens.shape[-1], micro_batches)
     with parallel.on(state.params):
         gradient, metrics = None if micro_batches == 1 else _zeros_like(model, state.params), []

@@ -1,0 +1,198 @@
+"""Two processes of four devices each are one process of eight; they end together, and the run goes on with any."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from launch import cli
+from nrt_jax import hf
+from nrt_jax.training import loop
+from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.setup import prepare
+from tests.conftest import CACHE
+from tests.fixtures_run import examples, records, write_model, write_rows
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # JAX caches nothing that the second process compiles.
+    "XLA_FLAGS": "",
+}
+SHARED = {
+    "updates-per-step": 1,
+    "rollout.group-size": 2,
+    "rollout.max-trace-length": 8,
+    "rollout.chunk-size": 8,
+    "evaluation.every": 0,
+    "checkpoint.every": 1,
+    "optimizer.schedule": "constant",
+    "optimizer.warmup-updates": 0,
+    "optimizer.learning-rate": 1e-2,
+    "optimizer.eps": 1e-3,  # Keeps rounding as small as it is.
+}
+REASONING = {
+    "steps": 2,
+    "micro-batches": 2,
+    "mesh.data": 2,
+    "mesh.fsdp": 2,
+    "mesh.tensor": 2,
+    "mesh.decode-tensor": 4,
+    "rollout.prompts": 16,
+    "evaluation.questions": 5,
+    "evaluation.batch-size": 2,
+}
+TUNING = {
+    "objective": "sft",
+    "lora.rank": 2,
+    "steps": 100_000,
+    "mesh.data": 8,
+    "rollout.prompts": 8,
+    "evaluation.questions": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hosts")
+    rows = [*examples(30), *examples(2, start=1_000_000)]  # The processes' longest prompts differ.
+    return {
+        "model": write_model(folder / "model"),
+        "data": write_rows(folder / "train.jsonl", rows),
+        "dataset.held-out": write_rows(folder / "test.jsonl", examples(5, start=50)),
+    }
+
+
+def as_flags(settings):
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def train_alone(folder, settings):
+    """The same run in this process, which has eight devices."""
+    args = as_flags(settings | {"workdir": folder})
+    config = cli.parse(TrainConfig, "train", "", default_config="default", args=args)
+    loop.train(config, prepare(config), folder, lambda line: None)
+
+
+@contextlib.contextmanager
+def running(folder, settings):
+    """Both processes of a run; what process i says is in files beside the folder."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    processes = []
+    for i in range(2):
+        where = {"coordinator": f"127.0.0.1:{port}", "processes": 2, "process": i}
+        flags = as_flags(settings | {"workdir": folder} | {f"distributed.{name}": x for name, x in where.items()})
+        command = [sys.executable, "-m", "launch.train", *flags]
+        with folder.with_suffix(f".out{i}").open("w") as out, folder.with_suffix(f".err{i}").open("w") as err:
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=out, stderr=err))
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def said(folder, i):
+    """Standard output of process i, and the errors among its lines on standard error."""
+    lines = folder.with_suffix(f".err{i}").read_text().splitlines()
+    return folder.with_suffix(f".out{i}").read_text(), [line for line in lines if line.startswith("error:")]
+
+
+def wait_until(condition, processes, folder):
+    """While both run."""
+    while not condition():
+        assert [process.poll() for process in processes] == [None, None], said(folder, 0) + said(folder, 1)
+        time.sleep(0.1)
+
+
+def num_records(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def assert_same_curve(folder, other):
+    found, expected = records(folder), records(other)
+    assert [record["step"] for record in found] == list(range(1, len(expected) + 1))
+    for record, other in zip(found, expected, strict=True):
+        assert record.keys() == other.keys()
+        np.testing.assert_allclose([*record.values()], [other[name] for name in record], rtol=1e-5, atol=1e-5)
+
+
+def assert_ended_by_the_other(process, folder, i):
+    assert process.wait(60) == 1  # Within a minute.
+    assert said(folder, i)[1] == [
+        "error: another process of this run has ended; start all of them again to resume the run"
+    ]
+
+
+def test_two_processes_are_one(tmp_path, inputs):
+    two, one = tmp_path / "two", tmp_path / "one"
+    settings = SHARED | REASONING | inputs
+    with running(two, settings) as processes:
+        train_alone(one, settings)
+        assert [process.wait() for process in processes] == [0, 0], said(two, 0) + said(two, 1)
+    assert_same_curve(two, one)
+    for name in ("answers_before.jsonl", "answers_after.jsonl"):
+        pairs = zip(loop.read_answers(two / name), loop.read_answers(one / name), strict=True)
+        assert all((answer.question, answer.trace) == (other.question, other.trace) for answer, other in pairs)
+    _, params = hf.load_model(two / "hf")
+    _, other = hf.load_model(one / "hf")
+    _, before = hf.load_model(inputs["model"])
+    for name in ("q", "down"):
+        np.testing.assert_allclose(params["layers"][name], other["layers"][name], atol=1e-5)
+        assert np.max(np.abs(params["layers"][name] - before["layers"][name])) > 1e-3
+    assert "after training" in said(two, 0)[0]
+    assert "training" not in said(two, 1)[0]
+
+
+def test_a_run_that_is_killed_and_stopped_goes_on_with_two_processes_and_with_one(tmp_path, inputs):
+    folder, settings = tmp_path / "run", SHARED | TUNING | inputs
+    settings["data"] = write_rows(tmp_path / "rows.jsonl", examples(16, start=20))
+    with running(folder, settings) as processes:
+        wait_until(lambda: num_records(folder) > 1, processes, folder)
+        processes[0].kill()
+        assert_ended_by_the_other(processes[1], folder, 1)
+    before = num_records(folder)
+    with running(folder, settings) as processes:
+        wait_until(lambda: num_records(folder) > before, processes, folder)
+        processes[1].send_signal(signal.SIGTERM)
+        assert [process.wait() for process in processes] == [0, 0], said(folder, 0) + said(folder, 1)
+    assert "resumed at step" in said(folder, 0)[0]
+    ends = [said(folder, i)[0].splitlines()[-1] for i in range(2)]
+    last = records(folder)[-1]["step"]
+    line = f"stopped by SIGTERM after step {last} of {TUNING['steps']}, saved in {folder}: the same command goes on"
+    assert ends == [line, line]
+    assert (folder / "checkpoints" / str(last)).is_dir()
+    alone = settings | {"mesh.data": 1, "mesh.fsdp": 8, "steps": last + 1}
+    train_alone(folder, alone)
+    train_alone(tmp_path / "alone", alone)
+    assert_same_curve(folder, tmp_path / "alone")
+
+
+def test_the_first_process_ends_when_another_is_killed(tmp_path, inputs):
+    folder = tmp_path / "run"
+    with running(folder, SHARED | TUNING | inputs) as processes:
+        wait_until((folder / "config.json").exists, processes, folder)
+        processes[1].kill()
+        assert_ended_by_the_other(processes[0], folder, 0)
+
+
+def test_an_error_of_the_first_process_is_that_of_all(tmp_path, inputs):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with running(folder, SHARED | TUNING | inputs) as processes:
+        assert [process.wait() for process in processes] == [2, 2]
+    line = f"error: workdir {str(folder)!r}: holds files of something else; choose a new or empty folder"
+    assert said(folder, 0)[1] == said(folder, 1)[1] == [line]
