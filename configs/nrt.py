@@ -1,8 +1,11 @@
 """The released NRT recipe (arXiv 2602.11549): 810 steps of 256 prompts, eight traces each, -log p rewards."""
 
+import dataclasses
+
 from nrt_jax.data.encode import TextConfig
 from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.objectives import AdvantageConfig
+from nrt_jax.parallel import MeshConfig
 from nrt_jax.training.config import RolloutConfig, TrainConfig
 from nrt_jax.training.optimizer import OptimizerConfig
 
@@ -31,3 +34,10 @@ def get_config() -> TrainConfig:
         ),
         evaluation=EvaluationConfig(questions=1024, every=50),
     )
+
+
+def on(mesh: MeshConfig, model: str, *, micro_batches: int, max_rows: int, cache_dtype: str = "auto") -> TrainConfig:
+    """The recipe for a model and the devices that it fits on: the numbers of the method stay."""
+    recipe = get_config()
+    rollout = dataclasses.replace(recipe.rollout, max_rows=max_rows, cache_dtype=cache_dtype)
+    return dataclasses.replace(recipe, model=model, mesh=mesh, micro_batches=micro_batches, rollout=rollout)

@@ -1,7 +1,5 @@
 """NRT for Llama-3.2-1B on v5e:2x2, four chips of 16 GB: `configs/nrt.py` with a mesh."""
 
-import dataclasses
-
 from configs import nrt
 from nrt_jax.parallel import MeshConfig
 from nrt_jax.training.config import TrainConfig
@@ -9,11 +7,4 @@ from nrt_jax.training.config import TrainConfig
 
 def get_config() -> TrainConfig:
     """Give it `--data SOURCE`. What it takes: `python -m launch.plan --config nrt_llama_1b --topology v5e:2x2`."""
-    recipe = nrt.get_config()
-    return dataclasses.replace(
-        recipe,
-        model="meta-llama/Llama-3.2-1B",
-        mesh=MeshConfig(fsdp=4, decode_tensor=2),
-        micro_batches=16,
-        rollout=dataclasses.replace(recipe.rollout, max_rows=32),
-    )
+    return nrt.on(MeshConfig(fsdp=4, decode_tensor=2), "meta-llama/Llama-3.2-1B", micro_batches=16, max_rows=32)

@@ -1,7 +1,5 @@
 """NRT for Llama-3.1-70B on v5p:8x8x4, 256 chips of 95 GB: `configs/nrt.py` with a mesh."""
 
-import dataclasses
-
 from configs import nrt
 from nrt_jax.parallel import MeshConfig
 from nrt_jax.training.config import TrainConfig
@@ -9,11 +7,4 @@ from nrt_jax.training.config import TrainConfig
 
 def get_config() -> TrainConfig:
     """Give it `--data SOURCE`. What it takes: `python -m launch.plan --config nrt_llama_70b --topology v5p:8x8x4`."""
-    recipe = nrt.get_config()
-    return dataclasses.replace(
-        recipe,
-        model="meta-llama/Llama-3.1-70B",
-        mesh=MeshConfig(fsdp=64, tensor=4),
-        micro_batches=1,
-        rollout=dataclasses.replace(recipe.rollout, max_rows=8),
-    )
+    return nrt.on(MeshConfig(fsdp=64, tensor=4), "meta-llama/Llama-3.1-70B", micro_batches=1, max_rows=8)

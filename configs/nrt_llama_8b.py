@@ -1,7 +1,5 @@
 """NRT for Llama-3.1-8B on v5p:2x2x2, eight chips of 95 GB: `configs/nrt.py` with a mesh."""
 
-import dataclasses
-
 from configs import nrt
 from nrt_jax.parallel import MeshConfig
 from nrt_jax.training.config import TrainConfig
@@ -9,11 +7,4 @@ from nrt_jax.training.config import TrainConfig
 
 def get_config() -> TrainConfig:
     """Give it `--data SOURCE`. What it takes: `python -m launch.plan --config nrt_llama_8b --topology v5p:2x2x2`."""
-    recipe = nrt.get_config()
-    return dataclasses.replace(
-        recipe,
-        model="meta-llama/Llama-3.1-8B",
-        mesh=MeshConfig(fsdp=8, decode_tensor=4),
-        micro_batches=8,
-        rollout=dataclasses.replace(recipe.rollout, max_rows=64),
-    )
+    return nrt.on(MeshConfig(fsdp=8, decode_tensor=4), "meta-llama/Llama-3.1-8B", micro_batches=8, max_rows=64)

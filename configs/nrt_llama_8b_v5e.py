@@ -1,7 +1,5 @@
 """NRT for Llama-3.1-8B on v5e:8x8, 64 chips of 16 GB: `configs/nrt.py` with a mesh."""
 
-import dataclasses
-
 from configs import nrt
 from nrt_jax.parallel import MeshConfig
 from nrt_jax.training.config import TrainConfig
@@ -9,11 +7,6 @@ from nrt_jax.training.config import TrainConfig
 
 def get_config() -> TrainConfig:
     """Give it `--data SOURCE`. What it takes: `python -m launch.plan --config nrt_llama_8b_v5e --topology v5e:8x8`."""
-    recipe = nrt.get_config()
-    return dataclasses.replace(
-        recipe,
-        model="meta-llama/Llama-3.1-8B",
-        mesh=MeshConfig(fsdp=16, tensor=4),
-        micro_batches=4,
-        rollout=dataclasses.replace(recipe.rollout, max_rows=8, cache_dtype="int8"),
+    return nrt.on(
+        MeshConfig(fsdp=16, tensor=4), "meta-llama/Llama-3.1-8B", micro_batches=4, max_rows=8, cache_dtype="int8"
     )
