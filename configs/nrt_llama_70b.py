@@ -7,4 +7,6 @@ from nrt_jax.training.config import TrainConfig
 
 def get_config() -> TrainConfig:
     """Give it `--data SOURCE`. What it takes: `python -m launch.plan --config nrt_llama_70b --topology v5p:8x8x4`."""
-    return nrt.on(MeshConfig(fsdp=64, tensor=4), "meta-llama/Llama-3.1-70B", micro_batches=1, max_rows=8)
+    return nrt.on(
+        MeshConfig(fsdp=32, tensor=8, decode_tensor=4), "meta-llama/Llama-3.1-70B", micro_batches=2, max_rows=8
+    )

@@ -119,7 +119,8 @@ def compile_program(name: str, function: Any, *args: Any, while_trips: int = 1, 
         temporaries=found.temp_size_in_bytes,
     )
     try:
-        moves = collectives(compiled.as_text() or "")
+        with quiet():  # It says at length that it cannot.
+            moves = collectives(compiled.as_text() or "")
     except jax.errors.JaxRuntimeError:  # libtpu prints no program that has a kernel of its own in it.
         moves = None
     out = jax.tree.map(
