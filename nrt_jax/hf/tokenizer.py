@@ -37,6 +37,10 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
         tokenizer.encode("")  # a model_max_length that is no number fails only here
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        unknown = getattr(model, "unk_token", None)
+        if unknown is not None and model.token_to_id(unknown) is None:
+            raise ValueError(f"its token for what is unknown, {unknown!r}, is not in the vocabulary")
         return tokenizer
     except BaseException as error:  # for a bad folder it may be OSError, ValueError, ImportError, KeyError, ...
         if not (isinstance(error, Exception) or is_panic(error)):

@@ -363,6 +363,15 @@ def test_a_tokenizer_that_disagrees_with_the_vocabulary_is_refused(folder, chang
         hf.load(folder)
 
 
+def test_an_unknown_token_that_is_not_in_the_vocabulary_is_refused(folder):
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["unk_token"] = "nowhere"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"cannot load its tokenizer: .*unknown, 'nowhere', is not in"):
+        hf.load_tokenizer(folder)
+
+
 def test_a_special_token_outside_the_embedding_is_refused(folder):
     path = folder / "tokenizer_config.json"
     path.write_text(
