@@ -73,7 +73,7 @@ class MergeConfig:
         _require(given in (0, needed), "weights", f"{given} for {needed} models", "one for each model")
         _require(all(map(math.isfinite, self.weights)), "weights", str(self.weights), "finite numbers")
         sums_to_zero = self.does_normalize and abs(math.fsum(self.weights_or_ones)) < 1e-8
-        _require(not sums_to_zero, "weights", f"{self.weights}, whose sum is 0,", "another sum, or --normalize false")
+        _require(not sums_to_zero, "weights", f"the sum of {self.weights} is 0", "another, or --normalize false")
         _require(bool(self.base) or self.method not in FROM_BASE, "base", f"none for {self.method}", "a folder")
         _require(0.0 < self.density <= 1.0, "density", str(self.density), "a number above 0 and at most 1")
         _require(0.0 <= self.t <= 1.0, "t", str(self.t), "a number from 0 to 1")

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-#: Elements that are in float64 at a time.
-_BLOCK = 2**20
+#: Elements that are in float64 at a time: few enough for a core's cache.
+_BLOCK = 2**14
 #: SLERP: vectors whose cosine is beyond this are taken for colinear.
 _COLINEAR = 0.9995
 #: SLERP: vectors that are shorter than this are not normalised.
@@ -67,7 +67,8 @@ def task_arithmetic(
 def slerp(first: np.ndarray, second: np.ndarray, t: float) -> np.ndarray:
     """From `first` at t = 0 to `second` at t = 1 along the arc between their directions, each taken as one long vector.
 
-    Vectors that are nearly colinear are interpolated linearly.
+    Vectors that are nearly colinear are interpolated linearly. One that is shorter than 1e-8 has no direction and is
+    taken for orthogonal to the other, as in mergekit.
     """
     squares = [_dot(x, x) for x in (first, second)]
     norms = [math.sqrt(square) if math.sqrt(square) > _SHORTEST else 1.0 for square in squares]
@@ -148,8 +149,8 @@ def dare(
 def _elect(base, models, coefficients, weights, scale: float, normalize: bool) -> list[np.ndarray]:
     """The coefficients of deltas with the sign that is more in weight, 0 for the others."""
     deltas = [c * (x - base) for c, x in zip(coefficients, models, strict=True)]
-    majority = np.where(sum(deltas) >= 0, 1.0, -1.0)
-    agrees = [np.sign(delta) == majority for delta in deltas]
+    is_positive = sum(deltas) >= 0
+    agrees = [np.where(is_positive, delta > 0, delta < 0) for delta in deltas]
     divisor = sum(w * mask for w, mask in zip(weights, agrees, strict=True))
     factor = scale / np.where(divisor == 0, 1.0, divisor) if normalize else scale
     return [factor * c * mask for c, mask in zip(coefficients, agrees, strict=True)]
