@@ -34,7 +34,7 @@ def main(config: Config) -> None:
             synthetic(config, root / name, seed)
         size = sum(file.stat().st_size for file in (root / "a").glob("*.safetensors"))
         largest = largest_tensor(root / "a")
-        idle, _ = run("-c", "import launch.merge, jax; jax.devices()")
+        idle, _ = run("-c", "import launch.merge, transformers")
         print(f"S = {size / 1e9:.2f} GB of {config.dtype}, its largest tensor {largest / 1e9:.3f} GB")
         print(f"an idle process takes {idle / 1e9:.2f} GB")
         for method in METHODS:

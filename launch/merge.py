@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import numpy as np
 import tyro
 
@@ -98,7 +97,6 @@ def _require(condition: bool, field: str, found: str, expected: str) -> None:
 
 def main(config: MergeConfig) -> None:
     """Merges, and says what was written."""
-    jax.config.update("jax_platforms", "cpu")
     hf.check_writable(config.output, config.overwrite)
     max_shard_bytes = num_bytes(config.max_shard_size)
     folders = [hf.local_folder(name) for name in ([config.base] if config.base else []) + list(config.models)]

@@ -6,8 +6,7 @@
 Its verifiers want the whole entry, of which an `Example` has question and answer only. So a task remembers the entries
 of the examples that it made, by these two; `get` gives the same task for the same name.
 
-Some of its verifiers hand what the model wrote to SymPy's parser, which evaluates Python: prefer datasets whose
-`score_answer` compares text or numbers.
+The verifiers of some datasets (EVALUATES) run what the model wrote as Python: these give questions, and no verdicts.
 """
 
 import functools
@@ -20,6 +19,21 @@ from nrt_jax.errors import UserError, unknown_name
 from nrt_jax.tasks.puzzle import HELD_OUT_ONE_IN, MAX_ANSWER_CHARACTERS, SPLITS, Verdict, split_of
 
 PREFIX = "gym:"
+
+#: Datasets whose verifiers hand answers to `eval` or to SymPy's parser, which calls it (reasoning-gym 0.1.25).
+EVALUATES = frozenset(
+    {
+        "binary_matrix",
+        "countdown",
+        "intermediate_integration",
+        "n_queens",
+        "polynomial_multiplication",
+        "puzzle24",
+        "simple_integration",
+        "spiral_matrix",
+        "string_insertion",
+    }
+)
 
 #: Entries that are drawn for one that is wanted, before a dataset is said to have too few different ones.
 _PATIENCE = 8 * HELD_OUT_ONE_IN
@@ -69,8 +83,12 @@ class GymTask:
         """`exact` for the full score of 1, `unparseable` for no answer or one that the verifier fails on.
 
         Raises:
-            UserError: This process has not made the example by `examples`.
+            UserError: The verifier would run the answer, or this process has not made the example by `examples`.
         """
+        if self.name.removeprefix(PREFIX) in EVALUATES:
+            raise UserError(
+                f"{self.name}: its verifier runs answers as Python; expected another dataset, or a verifier by rules"
+            )
         entry = self._entries.get((example.question, example.answer))
         if entry is None:
             raise UserError(f"{self.name}: the question {example.question!r:.60} is none of those generated here")

@@ -116,6 +116,8 @@ def test_what_dare_drops_is_decided_by_the_seed_and_not_by_shards_or_runs(folder
         "--output", tmp_path / "one")  # fmt: skip
     one = tensors(tmp_path / "one")[name]
     dropped = one == base
+    gate = name.replace("up", "gate")  # of the same shape
+    assert ((tensors(tmp_path / "one")[gate] == tensors(folders / "base")[gate]) != dropped).any()
     assert 0.3 < dropped.mean() < 0.9
     np.testing.assert_allclose(one[~dropped], (base + (a - base) / 0.4)[~dropped], rtol=1e-5, atol=1e-5)
 

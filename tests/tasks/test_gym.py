@@ -1,5 +1,7 @@
 """Datasets of reasoning-gym as tasks; skipped where the package is not installed, but for the line that says so."""
 
+import inspect
+import re
 import sys
 
 import pytest
@@ -39,6 +41,16 @@ def test_rows_are_the_packages_with_disjoint_splits_and_its_verdicts(package, na
         assert dataset.score_answer(example.answer, entry) == 1.0 and task.is_correct(example, example.answer)
         assert task.verdict(example, "no such answer") == "wrong"
         assert [task.verdict(example, text) for text in ("", " \n", "x" * 20000)] == ["unparseable"] * 3
+
+
+def test_no_answer_is_run_as_python(package):
+    runs = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(answer")
+    classes = {name: dataset for name, (dataset, _) in package.factory.DATASETS.items()}
+    assert {name for name, dataset in classes.items() if runs.search(inspect.getsource(dataset))} == gym.EVALUATES
+    task = tasks.get("gym:countdown")
+    (example,) = task.examples(1, 0)
+    with pytest.raises(UserError, match="gym:countdown: its verifier runs answers as Python; expected another dataset"):
+        task.verdict(example, "__import__('os').system('true')")
 
 
 def test_a_verifier_that_fails_counts_as_no_answer(package):
