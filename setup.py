@@ -34,6 +34,7 @@ EXTRAS = {
         "ruff>=0.17.6",
         "torch==2.13.0",
     ],
+    "gym": ["reasoning-gym>=0.1.25"],  # data sources gym:NAME
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "cuda13": ["jax[cuda13]>=0.10.2"],

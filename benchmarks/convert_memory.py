@@ -43,8 +43,8 @@ class Config:
     folder: str = ""
 
 
-def synthetic(config: Config, folder: Path) -> None:
-    """Writes the checkpoint: as many Llama-like layers of width 2048 as fit into its size."""
+def synthetic(config: Config, folder: Path, seed: int = 0) -> None:
+    """Writes a checkpoint: as many Llama-like layers of width 2048 as fit into its size."""
     itemsize, shape = np.dtype(DTYPES[config.dtype]).itemsize, {}
     for layers in range(1, 1000):
         shape = ModelConfig(
@@ -58,7 +58,7 @@ def synthetic(config: Config, folder: Path) -> None:
         )
         if shape.num_parameters * itemsize >= config.gigabytes * 1e9:
             break
-    rng, sizes = np.random.default_rng(0), sizes_of(shape)
+    rng, sizes = np.random.default_rng(seed), sizes_of(shape)
     tensors = [
         Tensor(
             name,

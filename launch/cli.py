@@ -5,7 +5,7 @@
 The config is a frozen dataclass, nested as the command needs. A config file is Python with a function
 `get_config()` that returns one. Each field is a flag of its dotted name, with dashes or underscores; tyro
 converts the values and prints the help. Fields of type `tyro.conf.Positional[...]` are given before all flags, without
-their names.
+their names. Where a flag's name is a word of Python's, such as lambda, the field has an underscore at its end.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import importlib.util
 import io
+import keyword
 import os
 import pathlib
 import signal
@@ -157,7 +158,8 @@ def _split(args: Sequence[str], positionals: Sequence[str] = ()) -> tuple[dict[s
             return flags, True
         if token.startswith("--"):
             name, equals, value = token[2:].partition("=")
-            values = flags[name.replace("-", "_")] = [value] if equals else []
+            name = name.replace("-", "_")
+            values = flags[name + "_" * keyword.iskeyword(name)] = [value] if equals else []
         elif values is None and (name := next(names, None)):
             flags[name] = [token]
         elif values is None:
@@ -178,7 +180,7 @@ def _convert(config_type: type, flags: Mapping[str, list[str]]) -> dict[str, Any
 
 def _convert_one(label: str, hint: Any, words: list[str]) -> Any:
     """Turns the words after one flag into a value of the type `hint`."""
-    if hint is bool:
+    if hint in (bool, bool | None):
         words = [word.capitalize() for word in words] or ["True"]
     cell = dataclasses.make_dataclass("Cell", [("value", hint)])
     # One word is joined with "=", which lets it start with a dash.
@@ -252,7 +254,7 @@ def _label(config_type: type, name: str) -> str:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.removesuffix("_").replace("_", "-")
 
 
 def _print_help(config_type: type, base: Any, prog: str, description: str) -> None:

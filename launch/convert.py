@@ -52,7 +52,7 @@ def main(config: ConvertConfig) -> None:
 def from_hf(config: ConvertConfig) -> Model:
     """Writes the folder's description as it is, and its tensors as one Orbax pytree."""
     folder = hf.local_folder(config.source)
-    _check_apart(config.destination, folder)
+    check_apart("DESTINATION", config.destination, folder)
     model = Model(hf.read_config(folder))
     with hf.complete_or_absent(config.destination, config.overwrite) as new:
         hf.copy_description(folder, new)
@@ -66,7 +66,7 @@ def to_hf(config: ConvertConfig) -> Model:
     """Writes safetensors beside the checkpoint's description."""
     max_shard_bytes = num_bytes(config.max_shard_size)
     location = checkpoints.locate(config.source)
-    _check_apart(config.destination, Path(config.source), location.description, location.base)
+    check_apart("DESTINATION", config.destination, Path(config.source), location.description, location.base)
     tokenizer = None
     if location.has_adapter:
         model, params, tokenizer = checkpoints.load_location(location, param_dtype=_dtype(config))
@@ -88,12 +88,12 @@ def to_hf(config: ConvertConfig) -> Model:
     return model
 
 
-def _check_apart(destination: str, *sources: Path) -> None:
-    """Refuses a destination whose replacement would take what is read with it."""
+def check_apart(label: str, destination: str, *sources: Path) -> None:
+    """Refuses a destination, called `label`, whose replacement would take what is read with it."""
     target = Path(destination).resolve()
     for source in sources:
         if target == source.resolve() or target in source.resolve().parents:
-            raise UserError(f"DESTINATION: {destination} is or holds what is read, {source}; choose another folder")
+            raise UserError(f"{label}: {destination} is or holds what is read, {source}; choose another folder")
 
 
 def _dtype(config: ConvertConfig) -> str | None:

@@ -138,11 +138,11 @@ def open_sources(names: Sequence[str], config: DataConfig, *, num_held_out: int,
             f"dataset.weights: {', '.join(map(str, config.weights))} for {len(names)} sources; "
             "expected one finite number above 0 for each"
         )
-    if config.held_out and all(name in tasks.TASKS for name in names):
+    if config.held_out and all(tasks.is_task(name) for name in names):
         raise UserError(f"dataset.held_out: {config.held_out!r} given with task {names[0]!r}, which has its own split")
     train, own = [], []
     for name in names:
-        is_task = name in tasks.TASKS
+        is_task = tasks.is_task(name)
         train.append(open_task(name, config, "train", config.size, seed) if is_task else open_rows(name, config))
         own.append(open_task(name, config, "heldout", num_held_out, seed) if is_task else None)
     return Opened(tuple(train), tuple(own), open_rows(config.held_out, config) if config.held_out else None)

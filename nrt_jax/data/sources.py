@@ -1,4 +1,4 @@
-"""Where examples come from: built-in tasks, files of question-answer rows or chats, TFDS."""
+"""Where examples come from: tasks, files of question-answer rows or chats, TFDS."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TaskRows:
-    """Examples of a built-in task."""
+    """Examples of a task."""
 
     name: str
     examples: list[Example]
@@ -57,7 +57,7 @@ class TaskRows:
 
 
 def open_task(name: str, config: DataConfig, split: str, size: int, seed: int) -> TaskRows:
-    """The first `size` examples of a split of a built-in task."""
+    """The first `size` examples of a split of a task."""
     level = {"level": config.level} if config.level else {}
     return TaskRows(name, tasks.get(name).examples(size, seed, split=split, **level))
 

@@ -54,16 +54,27 @@ def read_params(
         UserError: The folder has no safetensors, or a tensor is missing, unexpected or misfitting.
     """
     with contextlib.ExitStack() as stack:
-        checkpoint = _open(Path(folder), stack)
-        if config.tie_embeddings and "lm_head.weight" in checkpoint:
-            _check_tied(checkpoint)
         return read_tensors(
-            {name: file for name, file in checkpoint.items() if not _is_redundant(name, config)},
+            open_checkpoint(folder, config, stack),
             tensors_of(config),
             sizes_of(config),
             dtype=dtype,
             shardings=shardings,
         )
+
+
+def open_checkpoint(folder: str | Path, config: ModelConfig, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Maps the name of each tensor of a model to the open safetensors file that holds it.
+
+    Redundant tensors are left out. Names, shapes and dtypes are not checked yet: `check_tensors` does.
+
+    Raises:
+        UserError: The folder has no readable safetensors, or a tied head of its own.
+    """
+    checkpoint = _open(Path(folder), stack)
+    if config.tie_embeddings and "lm_head.weight" in checkpoint:
+        _check_tied(checkpoint)
+    return {name: file for name, file in checkpoint.items() if not _is_redundant(name, config)}
 
 
 def read_tensors(
@@ -83,7 +94,7 @@ def read_tensors(
         dtype: As in `read_params`.
         shardings: As in `read_params`.
     """
-    _check(checkpoint, specs, sizes)
+    check_tensors(checkpoint, specs, sizes)
     params: Params = {}
     for spec in specs:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -119,8 +130,13 @@ def _slices(bound: tuple[tuple[int, int], ...]) -> tuple[slice, ...]:
 
 def _stored_dtype(spec: TensorSpec, checkpoint: Mapping[str, Any], sizes: Mapping[str, int]) -> np.dtype:
     """The dtype of a leaf's tensors; float32, which holds all of them, where they differ."""
-    stored = {checkpoint[name].get_slice(name).get_dtype() for name, _ in parts_of(spec, sizes)}
-    return np.dtype(_STORED_DTYPES[stored.pop()] if len(stored) == 1 else np.float32)
+    stored = {stored_dtype(checkpoint, name) for name, _ in parts_of(spec, sizes)}
+    return stored.pop() if len(stored) == 1 else DTYPES["float32"]
+
+
+def stored_dtype(checkpoint: Mapping[str, Any], name: str) -> np.dtype:
+    """The dtype of one tensor in its file, which must be among DTYPES."""
+    return _STORED_DTYPES[checkpoint[name].get_slice(name).get_dtype()]
 
 
 def _aligned_empty(shape: list[int], dtype) -> np.ndarray:
@@ -296,8 +312,12 @@ def _open_file(path: Path, stack: contextlib.ExitStack) -> Any:
         ) from error
 
 
-def _check(checkpoint: Mapping[str, Any], specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> None:
-    """Compares every name, shape and dtype with the table."""
+def check_tensors(checkpoint: Mapping[str, Any], specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> None:
+    """Compares every name, shape and dtype with the table.
+
+    Raises:
+        UserError: A tensor is missing, unexpected or misfitting.
+    """
     expected = set()
     for name, shape in ((name, spec.shape(sizes)) for spec in specs for name, _ in parts_of(spec, sizes)):
         if name not in checkpoint:  # the first one ends it, however many layers a config claims

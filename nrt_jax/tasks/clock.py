@@ -16,7 +16,6 @@ which split a problem is in: a held-out question is never a training question wi
 """
 
 import dataclasses
-import hashlib
 import itertools
 import random
 import re
@@ -24,6 +23,7 @@ from collections.abc import Iterator, Mapping
 
 from nrt_jax.data.example import Example
 from nrt_jax.errors import unknown_name
+from nrt_jax.tasks.puzzle import KINDS, SPLITS, Verdict, split_of
 
 HOURS = 12
 
@@ -52,15 +52,8 @@ ACTIVITIES = {
 #: Level -> the numbers of activities that a problem may have.
 LEVELS = {"easy": (3,), "default": (3, 4), "hard": (4, 5)}
 
-SPLITS = ("train", "heldout")
-#: One number tuple in this many is held out.
-HELD_OUT_ONE_IN = 8
-
 #: Index of the activity whose end the question asks for, beside the end of all.
 ASKED = 1
-
-#: What a pretraining document may have between its question and its answer.
-KINDS = ("useful", "lazy", "sloppy", "filler", "irrelevant", "empty")
 
 FILLERS = (
     "Let me think about this.",
@@ -71,6 +64,7 @@ FILLERS = (
 IRRELEVANT = ("{name} likes {doing}.", "{name} likes {doing} and {other}.", "The weather is nice today.")
 
 _STEP = re.compile(r"(\w+) (\d+) to (\d+)\b")
+_ANSWER = re.compile(r"[A-Z][a-z]+ stops [a-z]+ at [0-9]{1,2} o'clock and is done at [0-9]{1,2} o'clock\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +95,7 @@ class Problem:
     def split(self) -> str:
         """The split that the numbers belong to, whoever does whatever with them."""
         numbers = ",".join(map(str, (self.start, *self.durations)))
-        digest = hashlib.sha256(numbers.encode()).digest()
-        return "heldout" if int.from_bytes(digest[:4], "big") % HELD_OUT_ONE_IN == 0 else "train"
+        return split_of(numbers)
 
     def question(self) -> str:
         """The problem in words."""
@@ -212,6 +205,12 @@ class ClockTask:
     def is_correct(self, example: Example, completion: str) -> bool:
         """Whether a completion (the text after the delimiter) is the whole reference answer."""
         return completion.strip() == example.answer
+
+    def verdict(self, example: Example, completion: str) -> Verdict:
+        """`wrong` is a sentence of the answer's form, `unparseable` all else."""
+        if self.is_correct(example, completion):
+            return "exact"
+        return "wrong" if _ANSWER.fullmatch(completion.strip()) else "unparseable"
 
     def is_useful(self, example: Example, trace: str) -> bool:
         """Whether a trace works the whole problem out: every activity in order with the right hour."""

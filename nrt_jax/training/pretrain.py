@@ -60,6 +60,7 @@ class PretrainConfig:
     Attributes:
         output: Folder to make, in Hugging Face format.
         task: Built-in task that writes the documents.
+        level: Its difficulty; empty for the task's default.
         seed: Of parameters and documents.
         batch_size: Documents an update.
         architecture: Size of the model.
@@ -69,6 +70,7 @@ class PretrainConfig:
 
     output: str = ""
     task: str = "clock"
+    level: str = ""
     seed: int = 0
     batch_size: int = 64
     architecture: Architecture = Architecture()
@@ -107,7 +109,8 @@ def _run_phase(config, name, phase, seed, model, params, encoder: Encoder, task,
     """One phase of updates with an optimizer of its own, each document used once."""
     if phase.steps < 1:
         raise UserError(f"{name}.steps: {phase.steps} is not positive; expected a number above 0")
-    rows = encoder.encode_many(task.documents(phase.steps * config.batch_size, seed, phase.mixture))
+    level = {"level": config.level} if config.level else {}
+    rows = encoder.encode_many(task.documents(phase.steps * config.batch_size, seed, phase.mixture, **level))
     batches = pipeline.Batches(pipeline.shuffled(rows, seed), config.batch_size)
     adamw = OptimizerConfig(learning_rate=phase.learning_rate, warmup_updates=50, schedule="cosine")
     optimizer = make_optimizer(adamw, phase.steps)
@@ -122,6 +125,7 @@ def _run_phase(config, name, phase, seed, model, params, encoder: Encoder, task,
 
 def _tokenizer(task, config: PretrainConfig):
     kinds = dict.fromkeys(itertools.chain(config.skill.mixture, config.habit.mixture), 1.0)
-    documents = task.documents(5000, config.seed, kinds)
+    level = {"level": config.level} if config.level else {}
+    documents = task.documents(5000, config.seed, kinds, **level)
     texts = (text for d in documents for text in (d.question + "\n", d.trace, d.answer))
     return train_tokenizer(texts, config.architecture.vocab_size)

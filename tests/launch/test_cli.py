@@ -254,3 +254,14 @@ def test_a_run_that_was_asked_to_stop_says_so_and_ends_well(capsys):
 
     cli.run(stopped, Config, "prog", "Does a thing.", args=[])
     assert capsys.readouterr() == ("stopped by SIGTERM after step 3 of 9, saved in runs/a; to go on, ..\n", "")
+
+
+def test_a_flag_may_be_a_word_of_python_and_an_optional_bool_may_stand_alone(capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Merge:
+        lambda_: float = 1.0
+        normalize: bool | None = None
+
+    assert parse("--lambda", "0.5", "--normalize", config_type=Merge) == Merge(0.5, True)
+    assert parse("--normalize", "none", config_type=Merge) == Merge()
+    assert error_line(capsys, "--lambda", "x", config_type=Merge) == "--lambda: bad value 'x'; expected float"

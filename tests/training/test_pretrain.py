@@ -1,4 +1,4 @@
-"""Pretraining is a pure function of its config, and runs its two phases in order."""
+"""Pretraining is a pure function of its config, runs its two phases in order, and takes any built-in task."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import chex
 import jax
 import numpy as np
 
+from nrt_jax.tasks import InductionTask
 from nrt_jax.training.pretrain import Phase, PretrainConfig, pretrain
 
 CONFIG = PretrainConfig(
@@ -25,3 +26,16 @@ def test_same_config_same_parameters_other_seed_others():
     _, other, _ = pretrain(dataclasses.replace(CONFIG, seed=1), lambda _: None)
     assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (params, other)), strict=True))
     assert model.config.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_tokenizer_and_both_phases_take_documents_of_the_level(monkeypatch):
+    documents, levels = InductionTask.documents, []
+
+    def spy(self, n, seed, mixture, level="1"):
+        levels.append(level)
+        return documents(self, n, seed, mixture, level)
+
+    monkeypatch.setattr(InductionTask, "documents", spy)
+    _, _, tokenizer = pretrain(dataclasses.replace(CONFIG, task="induction", level="2"), lambda _: None)
+    assert levels == ["2"] * 3
+    assert len(tokenizer("Period", add_special_tokens=False).input_ids) == 1
