@@ -14,7 +14,7 @@ from nrt_jax.models.backends import Backend
 from nrt_jax.models.lora import PROJECTIONS
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.parallel import MeshConfig
-from nrt_jax.rewards import AGGREGATIONS
+from nrt_jax.rewards import AGGREGATIONS, BELOW_ZERO, GROUP_AGGREGATIONS, ShapingConfig
 from nrt_jax.rollout import check_truncation
 from nrt_jax.training.optimizer import OptimizerConfig
 
@@ -61,10 +61,32 @@ class RewardConfig:
     """What a trace is rewarded for.
 
     Attributes:
-        mode: An aggregation of c_i (`nrt_jax.rewards.AGGREGATIONS`), or `random`: uniform noise, a control.
+        mode: An aggregation of c_i (`nrt_jax.rewards.AGGREGATIONS`, and of whole groups, `GROUP_AGGREGATIONS`), or
+            `random`: uniform noise, a control.
+        shaping: Punishments, added to it.
     """
 
     mode: str = "weighted_sum_log_prob"
+    shaping: ShapingConfig = ShapingConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceConfig:
+    """A second policy beside the one that learns (`nrt_jax.training.reference`).
+
+    Attributes:
+        kind: `none`; `initial`, the policy before training (with adapters, the base without them); or `ema`, a moving
+            average of the one that learns.
+        decay: Of the moving average: reference = decay x reference + (1 - decay) x params.
+        every: Steps between two updates of it: 1 for RLP's average, 100 with decay 0.9 for NOVER's synchronised proxy.
+        scores: What it scores in place of the policy: `nothing`; `answers`, c_i of the answer after each trace (NOVER);
+            or `empty_trace`, c_i,base of the answer after none (RLPR, RLP). Token signals stay the policy's.
+    """
+
+    kind: Literal["none", "initial", "ema"] = "none"
+    decay: float = 0.999
+    every: int = 1
+    scores: Literal["nothing", "answers", "empty_trace"] = "nothing"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +137,8 @@ class TrainConfig:
         rollout: Sampling.
         reward: Reward.
         advantage: Baseline and scale of advantages.
-        loss: Weights and switches of the loss.
+        loss: Policy loss, weights and switches.
+        reference: A second policy, for KL or to score in place of the one that learns.
         lora: Low-rank adapters; the run then exports `adapter/` for PEFT beside the merged `hf/`.
         mesh: Layout over devices.
         optimizer: AdamW.
@@ -142,6 +165,7 @@ class TrainConfig:
     reward: RewardConfig = RewardConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: NRTLossConfig = NRTLossConfig()
+    reference: ReferenceConfig = ReferenceConfig()
     lora: LoRAConfig = LoRAConfig()
     mesh: MeshConfig = MeshConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -156,7 +180,7 @@ class TrainConfig:
         for name in _NOT_NEGATIVE:
             value = self._field(name)
             _require(value >= 0, name, value, "0 or more")
-        for name in ("optimizer.b1", "optimizer.b2"):
+        for name in ("optimizer.b1", "optimizer.b2", "reference.decay", "advantage.std_decay"):
             _require(0 <= self._field(name) < 1, name, self._field(name), "a number from 0 to below 1")
         check_truncation(self.rollout.top_k, self.rollout.top_p, self.rollout.min_p, prefix="rollout.")
         _require(self.seed < 2**32, "seed", self.seed, "a number below 2**32")
@@ -171,14 +195,16 @@ class TrainConfig:
         _require(
             trace.opening != trace.closing, "trace.opening", repr(trace.opening), "another token than trace.closing"
         )
-        if self.reward.mode not in (*AGGREGATIONS, "random"):
-            raise unknown_name("reward.mode", self.reward.mode, (*AGGREGATIONS, "random"))
+        modes = (*AGGREGATIONS, *GROUP_AGGREGATIONS, "random")
+        if self.reward.mode not in modes:
+            raise unknown_name("reward.mode", self.reward.mode, modes)
         _require(
             self.objective != "nrt" or self.rollout.group_size > 1 or self.advantage.scale == "none",
             "rollout.group_size",
             self.rollout.group_size,
             "at least 2, since one trace has no standard deviation, or --advantage.scale none",
         )
+        self._validate_method()
         _require(self.lora.rank == 0 or self.lora.alpha > 0, "lora.alpha", self.lora.alpha, "a number above 0")
         for target in self.lora.targets:
             if target not in PROJECTIONS:
@@ -199,6 +225,53 @@ class TrainConfig:
             self.rollout.prompts,
             f"a multiple of {parts} = updates_per_step x micro_batches{' x mesh.data x mesh.fsdp' * (shards > 1)}, "
             "which split it into equal parts",
+        )
+
+    def _validate_method(self) -> None:
+        """Refuses parts of methods that do not go together."""
+        mode, reference, loss, shaping = self.reward.mode, self.reference, self.loss, self.reward.shaping
+        _require(
+            self.advantage.scale != "jepo" or (mode in ("jepo", "log_prob") and self.advantage.clip == "none"),
+            "advantage.scale",
+            "'jepo'",
+            "--reward.mode jepo or log_prob and --advantage.clip none, since it takes log p of whole answers",
+        )
+        _require(
+            not (shaping.require_delimiter and mode in BELOW_ZERO),
+            "reward.shaping.require_delimiter",
+            True,
+            f"a reward that is never below 0: with --reward.mode {mode}, 0 would be the best",
+        )
+        _require(
+            shaping.overlong_cache <= shaping.overlong_max,
+            "reward.shaping.overlong_cache",
+            shaping.overlong_cache,
+            f"at most overlong_max, {shaping.overlong_max}",
+        )
+        is_asked = loss.kl_weight > 0 or reference.scores != "nothing"
+        _require(
+            not is_asked or reference.kind != "none",
+            "reference.kind",
+            "'none'",
+            "'initial' or 'ema', which --loss.kl-weight and --reference.scores ask",
+        )
+        _require(
+            is_asked or reference.kind == "none",
+            "reference.kind",
+            repr(reference.kind),
+            "something that asks it: --loss.kl-weight above 0, or --reference.scores answers or empty_trace",
+        )
+        _require(
+            reference.kind == "none" or self.objective == "nrt",
+            "reference.kind",
+            repr(reference.kind),
+            f"'none' with --objective {self.objective}",
+        )
+        _require(
+            reference.scores == "nothing" or mode != "random",
+            "reference.scores",
+            repr(reference.scores),
+            "'nothing', since a random reward is no score",
         )
 
     def _field(self, name: str):
@@ -223,6 +296,8 @@ _POSITIVE = (
     "dataset.size",
     "checkpoint.keep",
     "max_skipped",
+    "reference.every",
+    "reward.shaping.ngram_size",
 )
 _NOT_NEGATIVE = (
     "seed",
@@ -233,6 +308,11 @@ _NOT_NEGATIVE = (
     "loss.delimiter_weight",
     "loss.token_weight",
     "loss.ratio_low",
+    "loss.kl_weight",
+    "advantage.min_std",
+    "reward.shaping.overlong_max",
+    "reward.shaping.overlong_cache",
+    "reward.shaping.ngram_count",
     "optimizer.warmup_updates",
     "optimizer.weight_decay",
     "optimizer.clip_norm",

@@ -10,7 +10,7 @@ from nrt_jax.data.batch import Batch
 from nrt_jax.data.formats import TraceFormat
 from nrt_jax.models import Model, Params
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig, group_advantage, token_signal
-from nrt_jax.rewards import Reward, aggregate, score_reference
+from nrt_jax.rewards import Reward, aggregate_group, punishment, score_reference
 from nrt_jax.rollout import Rollout, SamplingConfig, Truncation, cache_dtype, cut_traces
 from nrt_jax.training.config import RewardConfig, RolloutConfig
 from nrt_jax.training.learner import LearnerBatch, from_rollout
@@ -43,6 +43,7 @@ class Outcome:
     Attributes:
         reward: [P, K] R of the traces.
         baseline: [P] R of the empty trace.
+        added: [P, K] the part of the reward that is not an aggregation of c_i; None where all of it is.
         advantage: [P, K].
         log_probs: [P, K, Y] log c_i.
         base_log_probs: [P, Y] log c_i,base.
@@ -55,6 +56,7 @@ class Outcome:
 
     reward: jax.Array
     baseline: jax.Array
+    added: jax.Array | None
     advantage: jax.Array
     log_probs: jax.Array
     base_log_probs: jax.Array
@@ -108,26 +110,34 @@ def reward_rollout(
     Returns:
         The learner's batch, and what `describe` makes scalars of.
     """
+    sampled = rollout.tokens, rollout.mask
     rollout = fit_traces(rollout, batch, max_length)
     log_probs, base_log_probs = score_reference(model, params, rollout, batch.reference, temperature)
     mask = jnp.broadcast_to(batch.reference.mask[:, None], log_probs.shape)
-    base = jnp.broadcast_to(base_log_probs[:, None], log_probs.shape)
+    matched = rollout.matched(batch.reference.delimiter)
     if reward_config.mode == "random":
         noise = jax.vmap(lambda key: jax.random.uniform(key, log_probs.shape[1:2]))(keys)
         reward = Reward(trace=noise, token=mask / mask.sum(-1, keepdims=True))
         baseline = jnp.zeros(log_probs.shape[0])
     else:
-        reward = aggregate(reward_config.mode, log_probs, mask, base)
-        baseline = aggregate(reward_config.mode, base_log_probs, batch.reference.mask, base_log_probs).trace
-        # A sampled empty trace IS the baseline. Scored in another shape it is an ulp off, and where nothing else in
-        # the group helps, max(0, R - R_base) would hand that ulp, divided by its own std, to the empty trace.
-        reward = reward.replace(trace=jnp.where(rollout.trace_length == 0, baseline[:, None], reward.trace))
+        reward, baseline = likelihood_reward(
+            log_probs,
+            base_log_probs,
+            batch.reference.mask,
+            rollout.trace_length,
+            matched,
+            reward_config,
+        )
+    added = punishment(*sampled, reward_config.shaping) if reward_config.shaping.punishes else None
+    if added is not None:
+        reward = reward.replace(trace=reward.trace + added)
     advantage = group_advantage(reward.trace, baseline, clip=advantage_config.clip, scale=advantage_config.scale)
     signal = token_signal(loss_config.token_signal, reward.token, mask)
     learner_batch = from_rollout(rollout, batch, advantage, signal, has_opening=has_opening)
     outcome = Outcome(
         reward=reward.trace,
         baseline=baseline,
+        added=added,
         advantage=advantage,
         log_probs=log_probs,
         base_log_probs=base_log_probs,
@@ -135,9 +145,33 @@ def reward_rollout(
         trace_length=rollout.trace_length,
         num_sampled=jnp.sum(rollout.mask, -1),
         entropy=jnp.sum(rollout.entropy, -1),
-        matched=rollout.matched(batch.reference.delimiter),
+        matched=matched,
     )
     return learner_batch, outcome
+
+
+def likelihood_reward(
+    log_probs: jax.Array,
+    base_log_probs: jax.Array,
+    mask: jax.Array,
+    trace_length: jax.Array,
+    matched: jax.Array,
+    config: RewardConfig,
+) -> tuple[Reward, jax.Array]:
+    """The aggregation of c_i for K traces a prompt, and for the empty trace.
+
+    Args:
+        log_probs: [P, K, Y] log c_i.
+        base_log_probs: [P, Y] log c_i,base.
+        mask: [P, Y] bool.
+        trace_length: [P, K] int32.
+        matched: [P, K] bool, the policy wrote the delimiter itself.
+        config: Which aggregation, and whether the reward is 0 where it did not.
+    """
+    reward, baseline = aggregate_group(config.mode, log_probs, base_log_probs, mask, trace_length, matched)
+    if config.shaping.require_delimiter:
+        reward = Reward(trace=reward.trace * matched, token=reward.token * matched[..., None])
+    return reward, baseline
 
 
 @jax.jit
