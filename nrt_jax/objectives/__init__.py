@@ -8,6 +8,7 @@ from nrt_jax.objectives.nrt import (
     NRTLossConfig,
     denominators,
     nrt_loss,
+    policy_mask,
     token_signal,
 )
 from nrt_jax.objectives.policy import POLICY_LOSSES, PolicyTerm
@@ -28,6 +29,7 @@ __all__ = [
     "group_advantage",
     "kl_estimate",
     "nrt_loss",
+    "policy_mask",
     "sft_loss",
     "token_signal",
 ]

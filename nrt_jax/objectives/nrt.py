@@ -84,6 +84,14 @@ class Denominators:
     token: jax.Array
 
 
+def policy_mask(masks: LossMasks, config: NRTLossConfig) -> jax.Array:
+    """[..., T] bool, the tokens of the policy loss and of KL.
+
+    The NRT release takes the closing delimiter in whoever wrote it; elsewhere a trace is what the policy sampled.
+    """
+    return masks.trace if config.policy == "nrt" else masks.trace & ~masks.delimiter
+
+
 def denominators(masks: LossMasks, config: NRTLossConfig) -> Denominators:
     """Denominators of a whole mini-batch, from its masks alone; `normaliser` does not concern the delimiter's."""
     num_sequences = jnp.float32(masks.trace.size // masks.trace.shape[-1])
@@ -98,7 +106,7 @@ def denominators(masks: LossMasks, config: NRTLossConfig) -> Denominators:
 
     num_forced = jnp.maximum(jnp.sum(masks.delimiter, dtype=jnp.float32), 1.0)
     return Denominators(
-        trace=divisor(masks.trace),
+        trace=divisor(policy_mask(masks, config)),
         delimiter=num_forced if config.delimiter_mean == "forced" else num_sequences,
         token=divisor(masks.reference),
     )
@@ -144,10 +152,10 @@ def nrt_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L = w_z L_trace + w_d L_delimiter + w_y L_token + w_kl L_kl, each a normalised sum over tokens.
 
-        L_trace     the policy loss of r_t = exp(log pi_t - log pi_old,t) and A    on masks.trace
+        L_trace     the policy loss of r_t = exp(log pi_t - log pi_old,t) and A    on the trace (`policy_mask`)
         L_delimiter = -log pi_t                                                    on masks.delimiter
         L_token     = -s_i log pi(y*_i | x, z, y*_<i)                              on masks.reference
-        L_kl        k1, k2 or k3 of log pi_ref,t - log pi_t                        on masks.trace
+        L_kl        k1, k2 or k3 of log pi_ref,t - log pi_t                        on the trace
 
     Args:
         log_probs: [..., T] float32, current policy, differentiated; any value outside the masks.
@@ -178,10 +186,11 @@ def nrt_loss(
         raise ValueError("the loss has a KL term, which needs reference_log_probs")
     covered = masks.trace | masks.delimiter | masks.reference
     log_probs = jnp.where(covered, log_probs, 0.0)
+    in_trace = policy_mask(masks, config)
     per_token = advantage if advantage.ndim == log_probs.ndim else advantage[..., None]
-    advantage = jnp.where(masks.trace, per_token, 0.0)  # What padding has of it must reach no gradient.
+    advantage = jnp.where(in_trace, per_token, 0.0)  # What padding has of it must reach no gradient.
     term = POLICY_LOSSES[config.policy](
-        log_probs, old_log_probs, advantage, masks.trace, config.ratio_low, config.ratio_high
+        log_probs, old_log_probs, advantage, in_trace, config.ratio_low, config.ratio_high
     )
     if divide_by is None:
         divide_by = denominators(masks.replace(trace=term.counted), config)
@@ -192,7 +201,7 @@ def nrt_loss(
         return jnp.sum(terms, where=counted) / divisor
 
     metrics = {
-        "trace_loss": total(term.loss, term.counted, masks.trace, divide_by.trace),
+        "trace_loss": total(term.loss, term.counted, in_trace, divide_by.trace),
         "delimiter_loss": jnp.sum(-log_probs, where=masks.delimiter) / divide_by.delimiter,
         "token_loss": total(-token_signal * log_probs, masks.reference, masks.reference, divide_by.token),
     }
@@ -202,8 +211,8 @@ def nrt_loss(
         + config.token_weight * metrics["token_loss"]
     )
     if has_kl:
-        kl = kl_estimate(config.kl_estimator, log_probs, reference_log_probs, masks.trace)
-        metrics["kl_loss"] = total(kl, masks.trace, masks.trace, divide_by.trace)
+        kl = kl_estimate(config.kl_estimator, log_probs, reference_log_probs, in_trace)
+        metrics["kl_loss"] = total(kl, in_trace, in_trace, divide_by.trace)
         loss += config.kl_weight * metrics["kl_loss"]
     num_trace = jnp.maximum(jnp.sum(masks.trace), 1)
     log_ratio = jnp.where(masks.trace, jax.lax.stop_gradient(log_probs) - old_log_probs, 0.0)

@@ -26,6 +26,7 @@ from nrt_jax.objectives import (
     drop_low_std,
     group_advantage,
     kl_estimate,
+    policy_mask,
 )
 from nrt_jax.training.config import ReferenceConfig, RewardConfig
 from nrt_jax.training.learner import LearnerBatch, answer_values, completion_log_probs, without_trace
@@ -64,6 +65,19 @@ def initial_policy(model: Model, params: Params, frozen: Frozen | None) -> Polic
         return Policy(dataclasses.replace(model, lora=None), frozen.params, None)
     with parallel.on(params):
         return Policy(model, _copy(params, model=model), None)
+
+
+def abstract_policy(config: ReferenceConfig, model: Model, params: Params, frozen: Frozen | None) -> Policy | None:
+    """A run's reference as shapes, given those of its parameters; None without one."""
+    if config.kind == "none":
+        return None
+    if config.kind == "ema":
+        return Policy(model, params, frozen)
+    if frozen is not None:
+        return initial_policy(model, params, frozen)
+    rounded = jax.eval_shape(model.compute_params, params)
+    laid_out = jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, y.dtype, sharding=x.sharding), params, rounded)
+    return Policy(model, laid_out, None)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -234,7 +248,7 @@ def settle(
         reward = likelihood.trace if outcome.added is None else likelihood.trace + outcome.added
     has_kl = loss_config.kl_weight > 0
     if has_kl and loss_config.kl_in == "reward":
-        kl = kl_estimate(loss_config.kl_estimator, batch.old_log_probs, scored, batch.masks.trace)
+        kl = kl_estimate(loss_config.kl_estimator, batch.old_log_probs, scored, policy_mask(batch.masks, loss_config))
         reward = reward - loss_config.kl_weight * jnp.sum(kl, -1)
     advantage = group_advantage(reward, baseline, clip=advantage_config.clip, scale=advantage_config.scale)
     if reward_std is not None:
