@@ -1,6 +1,6 @@
 """Checkpoints of a run, on Orbax: the whole training state, bit for bit, and a JSON note beside it.
 
-    checkpoints/50/state/   params, optimizer, step
+    checkpoints/50/state/   params, optimizer, step, and the moving averages that a run keeps
     checkpoints/50/extra/   where the data iterator stands, the config, the code's version, the step's metrics
     checkpoints/60.damaged  a step whose files are no longer those that were written
 

@@ -198,8 +198,9 @@ class TrainConfig:
         modes = (*AGGREGATIONS, *GROUP_AGGREGATIONS, "random")
         if self.reward.mode not in modes:
             raise unknown_name("reward.mode", self.reward.mode, modes)
+        needs_group = self.advantage.scale not in ("none", "batch") or self.advantage.min_std > 0
         _require(
-            self.objective != "nrt" or self.rollout.group_size > 1 or self.advantage.scale == "none",
+            self.objective != "nrt" or self.rollout.group_size > 1 or not needs_group,
             "rollout.group_size",
             self.rollout.group_size,
             "at least 2, since one trace has no standard deviation, or --advantage.scale none",
