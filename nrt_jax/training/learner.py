@@ -100,29 +100,6 @@ def from_rollout(
     )
 
 
-def without_trace(batch: Batch) -> LearnerBatch:
-    """The completions of empty traces, K = 1: delimiter and answer; to be scored, not to be learned.
-
-    Args:
-        batch: P questions with their answers.
-    """
-    reference, length = batch.reference, jnp.sum(batch.prompts.mask, -1, dtype=jnp.int32)
-    last = jnp.take_along_axis(batch.prompts.tokens, jnp.maximum(length - 1, 0)[:, None], axis=1)
-    delimiter = jnp.broadcast_to(reference.delimiter, last.shape)
-    tokens = jnp.concatenate([last, delimiter, reference.tokens], axis=1, dtype=jnp.int32)[:, None]
-    covered = jnp.pad(reference.mask, ((0, 0), (2, 0)))[:, None]
-    is_delimiter = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) == 1, covered.shape)
-    zeros = jnp.zeros(tokens.shape)
-    return LearnerBatch(
-        prompts=batch.prompts,
-        tokens=tokens,
-        masks=LossMasks(trace=is_delimiter, delimiter=jnp.zeros_like(covered), reference=covered),
-        old_log_probs=zeros,
-        advantage=zeros[..., 0],
-        token_signal=zeros,
-    )
-
-
 def answer_values(values: jax.Array, trace_length: jax.Array, answer_length: int) -> jax.Array:
     """The values of y*'s tokens, [P, K, Y]: the reverse of the layout.
 
@@ -133,6 +110,31 @@ def answer_values(values: jax.Array, trace_length: jax.Array, answer_length: int
     """
     where = trace_length[..., None] + 2 + jnp.arange(answer_length)  # After x_X, the trace and the delimiter.
     return jnp.take_along_axis(values, jnp.minimum(where, values.shape[-1] - 1), axis=-1)
+
+
+def without_trace(batch: LearnerBatch, trace_length: jax.Array, answer_mask: jax.Array) -> LearnerBatch:
+    """The same prompts and answers after the empty trace, K = 1: to be scored, not to be learned.
+
+    Args:
+        batch: Of a rollout.
+        trace_length: [P, K] int32.
+        answer_mask: [P, Y] bool.
+    """
+    tokens, length = batch.tokens[:, :1], trace_length[:, :1]
+    delimiter = jnp.take_along_axis(tokens, length[..., None] + 1, axis=-1)
+    answer = jnp.where(answer_mask[:, None], answer_values(tokens, length, answer_mask.shape[-1]), 0)
+    tokens = jnp.concatenate([tokens[..., :1], delimiter, answer], axis=-1)
+    reference = jnp.pad(answer_mask, ((0, 0), (2, 0)))[:, None]
+    is_delimiter = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) == 1, tokens.shape)
+    nothing = jnp.zeros(tokens.shape)
+    return LearnerBatch(
+        prompts=batch.prompts,
+        tokens=tokens,
+        masks=LossMasks(trace=is_delimiter, delimiter=nothing > 0, reference=reference),
+        old_log_probs=nothing,
+        advantage=nothing[..., 0],
+        token_signal=nothing,
+    )
 
 
 def from_demonstrations(

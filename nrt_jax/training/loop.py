@@ -175,11 +175,10 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
 
 
 def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainState, LearnerBatch, dict]:
-    questions = setup.encoder.batch(rows)
     learner_batch, outcome = collect(
         setup.model,
         setup.copies(state.params),
-        questions,
+        setup.encoder.batch(rows),
         rng,
         sampling_config(config.rollout, setup.trace_format),
         reward_config=config.reward,
@@ -192,7 +191,6 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainS
         learner_batch, outcome, reward_std = settle_rollout(
             learner_batch,
             outcome,
-            questions,
             setup.reference(state),
             config.rollout.temperature,
             state.reward_std,

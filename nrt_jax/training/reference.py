@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax import parallel
-from nrt_jax.data.batch import Batch
 from nrt_jax.models import Frozen, Model, Params
 from nrt_jax.models.lora import combine
 from nrt_jax.objectives import (
@@ -173,7 +172,6 @@ def is_needed(reference: ReferenceConfig, advantage: AdvantageConfig) -> bool:
 def settle_rollout(
     learner_batch: LearnerBatch,
     outcome: Outcome,
-    questions: Batch,
     policy: Policy | None,
     temperature: float | jax.Array,
     reward_std: jax.Array | None,
@@ -187,7 +185,6 @@ def settle_rollout(
     Args:
         learner_batch: Of all prompts of a step, as `reward_rollout` made it.
         outcome: The same.
-        questions: The step's questions and answers.
         policy: The reference, if there is one.
         temperature: Of the rollout.
         reward_std: The moving average, if prompts are dropped by it.
@@ -195,13 +192,14 @@ def settle_rollout(
         num_parts: Parts in which the reference scores; the number of prompts is a multiple of it.
         **configs: Of `settle`.
     """
-    learner_batch, outcome, questions = jax.device_put((learner_batch, outcome, questions), beside)
+    learner_batch, outcome = jax.device_put((learner_batch, outcome), beside)
     scores, has_kl = configs["reference_config"].scores, configs["loss_config"].kl_weight > 0
     scored = base_scored = None
     if has_kl or scores == "answers":
         scored = score_completions(policy, learner_batch, temperature, num_parts)
     if scores == "empty_trace":
-        base_scored = score_completions(policy, without_trace(questions), temperature, num_parts)
+        empty = without_trace(learner_batch, outcome.trace_length, outcome.answer_mask)
+        base_scored = score_completions(policy, empty, temperature, num_parts)
     with parallel.on(learner_batch):
         return settle(learner_batch, outcome, scored, base_scored, reward_std, **configs)
 

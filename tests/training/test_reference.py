@@ -64,6 +64,10 @@ def expected(collected, other):
     return np.asarray(jax.jit(completion_log_probs, static_argnums=0)(other.model, other.params, collected[0])[0])
 
 
+def empty_traces(batch, outcome):
+    return without_trace(batch, outcome.trace_length, outcome.answer_mask)
+
+
 def covered(batch):
     return np.asarray(batch.masks.trace | batch.masks.reference)
 
@@ -79,7 +83,11 @@ def test_completions_are_scored_as_the_learner_scores_them_in_any_number_of_part
 
 def test_the_empty_trace_is_scored_as_the_rollouts_scorer_does(collected):
     model, params = tiny_model()
-    found = reference.score_completions(reference.Policy(model, params, None), without_trace(QUESTIONS), 1.0)
+    found = reference.score_completions(
+        reference.Policy(model, params, None),
+        empty_traces(*collected),
+        1.0,
+    )
     mask = QUESTIONS.reference.mask
     np.testing.assert_allclose(
         np.asarray(found)[:, 0, 2:][mask], np.asarray(collected[1].base_log_probs)[mask], atol=1e-4
@@ -93,9 +101,7 @@ def settled(collected, policy, reward_std=None, **configs):
         "advantage_config": AdvantageConfig(),
         "loss_config": NRTLossConfig(),
     }
-    return reference.settle_rollout(
-        *collected, QUESTIONS, policy, 1.0, reward_std, beside=HERE, num_parts=1, **defaults | configs
-    )
+    return reference.settle_rollout(*collected, policy, 1.0, reward_std, beside=HERE, num_parts=1, **defaults | configs)
 
 
 def test_kl_in_the_loss_keeps_the_references_log_probs_and_changes_nothing_else(collected, other, expected):
@@ -125,7 +131,7 @@ def test_the_reference_scores_answers_or_the_empty_trace_in_place_of_the_policy(
     mask = QUESTIONS.reference.mask
     outcome = outcome.replace(added=jnp.full(outcome.reward.shape, -1.0))
     rewards = RewardConfig(mode="arithmetic_mean", shaping=ShapingConfig(ngram_count=2))
-    base = reference.score_completions(other, without_trace(QUESTIONS), 1.0)[:, 0, 2:]
+    base = reference.score_completions(other, empty_traces(*collected), 1.0)[:, 0, 2:]
     _, found, _ = settled(
         (batch, outcome),
         other,
