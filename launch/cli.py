@@ -117,7 +117,8 @@ def load_config(name: str, config_type: type[ConfigT]) -> ConfigT:
     candidates = [pathlib.Path(name), CONFIGS_FOLDER / f"{name}.py", CONFIGS_FOLDER.parent / name]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        known = sorted(file.stem for file in CONFIGS_FOLDER.glob("[!_]*.py"))
+        files = CONFIGS_FOLDER.rglob("[!_]*.py")
+        known = sorted(file.relative_to(CONFIGS_FOLDER).with_suffix("").as_posix() for file in files)
         raise UserError(f"--config {name}: no such file; expected a Python file or one of {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if spec is None:

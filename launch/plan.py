@@ -95,7 +95,12 @@ def compile_all(run: plan.Run) -> tuple[list[Program], int]:
         programs.append(plan.gradient(run, part_size))
     except TooLarge as error:
         programs.append(error.program)
-    return [*programs, plan.optimizer(run)], part_size
+    programs.append(plan.optimizer(run))
+    try:
+        programs += plan.reference(run, part_size)
+    except TooLarge as error:
+        programs.append(error.program)
+    return programs, part_size
 
 
 def table(programs: list[Program], topology: Topology, limit: float) -> str:
@@ -132,12 +137,13 @@ def step_time(programs: list[Program], topology: Topology) -> str:
 
 def advice(too_large: list[Program], config: PlanConfig, limit: float) -> str:
     """What to change."""
-    sampling = [p.name for p in too_large if p.name not in ("gradient", "optimizer")]
+    learning = ("gradient", "optimizer", "reference", "moving average")
+    sampling = [p.name for p in too_large if p.name not in learning]
     mend = []
     if sampling:
         rows = config.rollout.max_rows or config.rollout.prompts * config.rollout.group_size
         mend.append(f"lower --rollout.max-rows ({rows}), --rollout.cache-dtype int8, raise --mesh.decode-tensor")
-    if "gradient" in (p.name for p in too_large):
+    if any(p.name in ("gradient", "reference") for p in too_large):
         remat = "" if config.remat == "full" else ", --remat full"
         mend.append(f"raise --micro-batches ({config.micro_batches}){remat}, raise --mesh.tensor")
     mend.append("more chips" + ("" if config.lora.rank else ", adapters (--lora.rank 16)"))

@@ -1,4 +1,4 @@
-"""The NRT loss: a clipped policy gradient on the trace, cross-entropy on forced delimiters, the token term on y*."""
+"""The loss of every method: policy loss on the trace, cross-entropy on forced delimiters, token term on y*, KL."""
 
 import dataclasses
 from typing import Literal
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax.errors import unknown_name
+from nrt_jax.objectives.kl import KL_ESTIMATORS, kl_estimate
+from nrt_jax.objectives.policy import POLICY_LOSSES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +24,20 @@ class NRTLossConfig:
         ratio_high: Upper bound of the importance ratio.
         token_signal: `fixed` s_i = 1, plain cross-entropy on y*; `derived` s_i = alpha_i c_i, the paper's gradient;
             `group_normalised` the latter centred and scaled over the group (can be negative).
-        normaliser: `token_mean` averages over tokens, `sequence_mean_token_sum` sums over a sequence's tokens and
-            averages over sequences, `constant` divides the sum by `constant`. The release's `token_mean` counts only
-            tokens that the ratio bounds keep; a training update counts all, so that it can be split into parts.
-        constant: Divisor of `normaliser="constant"`.
+        normaliser: `token_mean` averages over tokens (DAPO). `sequence_mean_token_mean` averages over a sequence's
+            tokens, then over sequences (GRPO's 1/|o_i|). `sequence_mean_token_sum` sums over a sequence's tokens,
+            divides by `constant` (Dr.GRPO: the most tokens a trace may have) and averages over sequences. `constant`
+            divides the sum over all by `constant`. The NRT release's `token_mean` counts only tokens that the ratio
+            bounds keep; a training update counts all, so that it can be split into parts.
+        constant: Divisor of `constant` and `sequence_mean_token_sum`.
         delimiter_mean: The cross-entropy on forced delimiters is averaged over them (`forced`, the release) or over
             all sequences. When few rows miss the delimiter, the former lets each of them outweigh the whole rest of
             the batch: on the embedded task steps with such a row had a median gradient norm of 10, the others of 0.5.
+        policy: The policy loss; one of `POLICY_LOSSES`.
+        kl_weight: Weight of KL(policy || reference) on the trace; 0 is off. Needs `--reference.kind`.
+        kl_estimator: `k1`, `k2` or `k3` (`nrt_jax.objectives.kl`).
+        kl_in: `loss` adds the estimate to every token's loss (GRPO). `reward` subtracts its sum over the trace, under
+            the policy that sampled, from the trace's reward (RLOO, LaTRO; REINFORCE++ sums from each token on).
     """
 
     trace_weight: float = 1.0
@@ -37,9 +46,13 @@ class NRTLossConfig:
     ratio_low: float = 0.8
     ratio_high: float = 1.28
     token_signal: Literal["fixed", "derived", "group_normalised"] = "fixed"
-    normaliser: Literal["token_mean", "sequence_mean_token_sum", "constant"] = "token_mean"
+    normaliser: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "constant"] = "token_mean"
     constant: float = 1.0
     delimiter_mean: Literal["forced", "sequences"] = "forced"
+    policy: Literal["nrt", "cispo", "ppo", "reinforce"] = "nrt"
+    kl_weight: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_in: Literal["loss", "reward"] = "loss"
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -71,6 +84,14 @@ class Denominators:
     token: jax.Array
 
 
+def policy_mask(masks: LossMasks, config: NRTLossConfig) -> jax.Array:
+    """[..., T] bool, the tokens of the policy loss and of KL.
+
+    The NRT release takes the closing delimiter in whoever wrote it; elsewhere a trace is what the policy sampled.
+    """
+    return masks.trace if config.policy == "nrt" else masks.trace & ~masks.delimiter
+
+
 def denominators(masks: LossMasks, config: NRTLossConfig) -> Denominators:
     """Denominators of a whole mini-batch, from its masks alone; `normaliser` does not concern the delimiter's."""
     num_sequences = jnp.float32(masks.trace.size // masks.trace.shape[-1])
@@ -78,11 +99,14 @@ def denominators(masks: LossMasks, config: NRTLossConfig) -> Denominators:
     def divisor(mask):
         if config.normaliser == "token_mean":
             return jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
-        return num_sequences if config.normaliser == "sequence_mean_token_sum" else jnp.float32(config.constant)
+        if config.normaliser == "sequence_mean_token_mean":  # By its own length each sequence is divided in the loss.
+            return num_sequences
+        per_sequence = num_sequences if config.normaliser == "sequence_mean_token_sum" else 1.0
+        return jnp.float32(config.constant) * per_sequence
 
     num_forced = jnp.maximum(jnp.sum(masks.delimiter, dtype=jnp.float32), 1.0)
     return Denominators(
-        trace=divisor(masks.trace),
+        trace=divisor(policy_mask(masks, config)),
         delimiter=num_forced if config.delimiter_mean == "forced" else num_sequences,
         token=divisor(masks.reference),
     )
@@ -124,51 +148,74 @@ def nrt_loss(
     masks: LossMasks,
     config: NRTLossConfig,
     divide_by: Denominators | None = None,
+    reference_log_probs: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """L = w_z L_trace + w_d L_delimiter + w_y L_token (released recipe, CISPO-style, per token).
+    """L = w_z L_trace + w_d L_delimiter + w_y L_token + w_kl L_kl, each a normalised sum over tokens.
 
-        r_t         = exp(log pi_t - log pi_old,t)
-        keep        = not[(A > 0 and r_t > ratio_high) or (A < 0 and r_t < ratio_low)]
-        L_trace     = -A stop_grad(clip(r_t, ratio_low, ratio_high)) log pi_t      on masks.trace, where keep
+        L_trace     the policy loss of r_t = exp(log pi_t - log pi_old,t) and A    on the trace (`policy_mask`)
         L_delimiter = -log pi_t                                                    on masks.delimiter
         L_token     = -s_i log pi(y*_i | x, z, y*_<i)                              on masks.reference
+        L_kl        k1, k2 or k3 of log pi_ref,t - log pi_t                        on the trace
 
     Args:
         log_probs: [..., T] float32, current policy, differentiated; any value outside the masks.
         old_log_probs: [..., T] float32, the policy that sampled.
-        advantage: [...] float32, one a sequence, or [..., T].
+        advantage: [...] float32, one a sequence, or [..., T], one a token.
         token_signal: [..., T] float32, s_i.
         masks: Which tokens each term covers.
         config: Weights and switches.
         divide_by: Denominators of the whole mini-batch, if this is a part of one. By default they are those of the
-            arguments, and `token_mean` then averages the trace term over kept tokens only, as the release does.
+            arguments, and `token_mean` then averages the trace term over counted tokens only, as the release does.
+        reference_log_probs: [..., T] float32, of the frozen reference; needed where the loss has a KL term.
 
     Returns:
-        The loss and its terms: trace_loss, delimiter_loss, token_loss, clip_fraction (share of trace tokens dropped),
-        approximate_kl (mean of r - 1 - log r over trace tokens, to the sampler, in nats).
+        The loss and its terms: trace_loss, delimiter_loss, token_loss, kl_loss if there is a reference, clip_fraction
+        (share of trace tokens that the ratio's bounds touch), approximate_kl (mean of r - 1 - log r over trace tokens,
+        to the sampler, in nats).
+
+    Raises:
+        UserError: The policy loss or the estimator is not known.
+        ValueError: The reference is missing.
     """
+    if config.policy not in POLICY_LOSSES:
+        raise unknown_name("loss.policy", config.policy, POLICY_LOSSES)
+    if config.kl_estimator not in KL_ESTIMATORS:
+        raise unknown_name("loss.kl_estimator", config.kl_estimator, KL_ESTIMATORS)
+    has_kl = config.kl_weight > 0 and config.kl_in == "loss"
+    if has_kl and reference_log_probs is None:
+        raise ValueError("the loss has a KL term, which needs reference_log_probs")
     covered = masks.trace | masks.delimiter | masks.reference
     log_probs = jnp.where(covered, log_probs, 0.0)
-    log_ratio = jnp.where(masks.trace, jax.lax.stop_gradient(log_probs) - old_log_probs, 0.0)
-    ratio = jnp.exp(log_ratio)
-    sign = advantage if advantage.ndim == log_probs.ndim else advantage[..., None]
-    dropped = ((sign > 0) & (ratio > config.ratio_high)) | ((sign < 0) & (ratio < config.ratio_low))
-    kept = masks.trace & ~dropped
-    if divide_by is None:
-        divide_by = denominators(masks.replace(trace=kept), config)
-
-    clipped = jnp.clip(ratio, config.ratio_low, config.ratio_high)
-    trace_loss = jnp.sum(-sign * clipped * log_probs, where=kept) / divide_by.trace
-    delimiter_loss = jnp.sum(-log_probs, where=masks.delimiter) / divide_by.delimiter
-    token_loss = jnp.sum(-token_signal * log_probs, where=masks.reference) / divide_by.token
-    loss = (
-        config.trace_weight * trace_loss + config.delimiter_weight * delimiter_loss + config.token_weight * token_loss
+    in_trace = policy_mask(masks, config)
+    per_token = advantage if advantage.ndim == log_probs.ndim else advantage[..., None]
+    advantage = jnp.where(in_trace, per_token, 0.0)  # What padding has of it must reach no gradient.
+    term = POLICY_LOSSES[config.policy](
+        log_probs, old_log_probs, advantage, in_trace, config.ratio_low, config.ratio_high
     )
-    num_trace = jnp.maximum(jnp.sum(masks.trace), 1)
-    return loss, {
-        "trace_loss": trace_loss,
-        "delimiter_loss": delimiter_loss,
-        "token_loss": token_loss,
-        "clip_fraction": jnp.sum(masks.trace & dropped) / num_trace,
-        "approximate_kl": jnp.sum(ratio - 1 - log_ratio, where=masks.trace) / num_trace,
+    if divide_by is None:
+        divide_by = denominators(masks.replace(trace=term.counted), config)
+
+    def total(terms, counted, mask, divisor):
+        if config.normaliser == "sequence_mean_token_mean":
+            terms = terms / jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1)
+        return jnp.sum(terms, where=counted) / divisor
+
+    metrics = {
+        "trace_loss": total(term.loss, term.counted, in_trace, divide_by.trace),
+        "delimiter_loss": jnp.sum(-log_probs, where=masks.delimiter) / divide_by.delimiter,
+        "token_loss": total(-token_signal * log_probs, masks.reference, masks.reference, divide_by.token),
     }
+    loss = (
+        config.trace_weight * metrics["trace_loss"]
+        + config.delimiter_weight * metrics["delimiter_loss"]
+        + config.token_weight * metrics["token_loss"]
+    )
+    if has_kl:
+        kl = kl_estimate(config.kl_estimator, log_probs, reference_log_probs, in_trace)
+        metrics["kl_loss"] = total(kl, in_trace, in_trace, divide_by.trace)
+        loss += config.kl_weight * metrics["kl_loss"]
+    num_trace = jnp.maximum(jnp.sum(masks.trace), 1)
+    log_ratio = jnp.where(masks.trace, jax.lax.stop_gradient(log_probs) - old_log_probs, 0.0)
+    metrics["clip_fraction"] = jnp.sum(term.clipped) / num_trace
+    metrics["approximate_kl"] = jnp.sum(jnp.exp(log_ratio) - 1 - log_ratio, where=masks.trace) / num_trace
+    return loss, metrics

@@ -1,17 +1,24 @@
 """Rewards of reasoning traces."""
 
+from nrt_jax.rewards.group import BELOW_ZERO, GROUP_AGGREGATIONS, aggregate_group
 from nrt_jax.rewards.intrinsic import AGGREGATIONS, Reward, aggregate, score_reference
 from nrt_jax.rewards.rules import Rules
+from nrt_jax.rewards.shaping import ShapingConfig, punishment
 from nrt_jax.rewards.verifiable import VERIFIERS, Completion, VerifierConfig, get_verifier
 
 __all__ = [
     "AGGREGATIONS",
+    "BELOW_ZERO",
+    "GROUP_AGGREGATIONS",
     "VERIFIERS",
     "Completion",
     "Reward",
     "Rules",
+    "ShapingConfig",
     "VerifierConfig",
     "aggregate",
+    "aggregate_group",
     "get_verifier",
+    "punishment",
     "score_reference",
 ]

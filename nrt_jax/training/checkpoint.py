@@ -1,6 +1,6 @@
 """Checkpoints of a run, on Orbax: the whole training state, bit for bit, and a JSON note beside it.
 
-    checkpoints/50/state/   params, optimizer, step
+    checkpoints/50/state/   params, optimizer, step, and the moving averages that a run keeps
     checkpoints/50/extra/   where the data iterator stands, the config, the code's version, the step's metrics
     checkpoints/60.damaged  a step whose files are no longer those that were written
 
@@ -10,6 +10,7 @@ Each of the two folders holds the checksums of its files, written before Orbax g
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -128,7 +129,7 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         note = dict(extra or {}) | ({} if score is None else {"score": score})
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(note))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(_fields(state)), extra=ocp.args.JsonSave(note))
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager.wait_until_finished()
@@ -158,17 +159,19 @@ class Checkpointer:
         where = f"checkpoint {str(self.folder / str(step))!r}"
         if damage := self._find_damage(step):
             raise Damaged(f"{where}: is damaged ({damage}); use another one")
-        abstract_state = jax.tree.map(_abstract, abstract_state)
+        wanted = jax.tree.map(_abstract, _fields(abstract_state))
         try:
             stored = self._manager.item_metadata(step).state
-            _check_fits(where, stored, abstract_state)
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), extra=ocp.args.JsonRestore())
+            _check_fits(where, stored, wanted)
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), extra=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=items)
         except UserError:
             raise
         except Exception as error:  # Orbax and its storage raise many kinds
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{where}: cannot be read ({type(error).__name__}: {reason}); use another one") from error
+        if dataclasses.is_dataclass(abstract_state):
+            return dataclasses.replace(abstract_state, **restored.state), restored.extra
         return restored.state, restored.extra
 
     def restore_last_good(
@@ -263,6 +266,14 @@ def _scores(folder: pathlib.Path) -> Iterator[tuple[int, float]]:
     for path in folder.glob(f"*/{_EXTRA}/metadata"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             yield int(path.parts[-3]), float(json.loads(path.read_text(encoding="utf-8"))["score"])
+
+
+def _fields(state: Any) -> Any:
+    """A dataclass as a dict without the fields that are None: one that a run does not have leaves no trace on disk."""
+    if not dataclasses.is_dataclass(state):
+        return state
+    values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -9,15 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from nrt_jax import parallel
 from nrt_jax.data.batch import Batch
 from nrt_jax.models import Model, Params
+from nrt_jax.objectives import NRTLossConfig
 from nrt_jax.rollout import SamplingConfig, engine, row_keys
-from nrt_jax.training.config import RewardConfig
+from nrt_jax.training.config import ReferenceConfig, RewardConfig
 from nrt_jax.training.hinted import Chains, own_keys, score_hinted
 from nrt_jax.training.learner import LearnerBatch
-from nrt_jax.training.step import Outcome, Scored, reward_rollout, score_rollout
+from nrt_jax.training.reference import Policy, ask
+from nrt_jax.training.step import Outcome, Scored, completions, reward_rollout, score_rollout
 
 Score = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
@@ -28,14 +31,21 @@ def collect(
     batch: Batch,
     rng: jax.Array,
     sampling: SamplingConfig,
+    *,
     score: Score | None = None,
     chains: Chains | None = None,
-    *,
+    reference: Policy | None = None,
+    reward_std: jax.Array | None = None,
+    beside: Sharding | None = None,
+    num_parts: int = 1,
     reward_config: RewardConfig,
+    loss_config: NRTLossConfig,
+    reference_config: ReferenceConfig = ReferenceConfig(),  # noqa: B008
     max_length: int,
+    has_opening: bool = False,
     **configs: Any,
 ) -> tuple[LearnerBatch, Outcome]:
-    """Samples, scores and rewards; in a run of several processes each does so for its own questions.
+    """Samples, scores and rewards; in a run of several processes each does the first two for its own questions.
 
     Args:
         model: The policy.
@@ -46,8 +56,15 @@ def collect(
         score: Makes rewards, [P, K] each by name, of the tokens [P, K, Z] that were sampled and of their numbers
             [P, K]; None for none.
         chains: Right chains of thought, from which some rows start; None for none.
+        reference: The reference policy, if there is one.
+        reward_std: As for `reward_rollout`.
+        beside: Where what is learned from goes: beside the parameters that learn; None where it was scored.
+        num_parts: Parts in which the reference scores.
         reward_config: Which rewards.
+        loss_config: As for `reward_rollout`.
+        reference_config: As for `reward_rollout`.
         max_length: Most tokens of prompt, trace, delimiter and answer together.
+        has_opening: The prompts end with an opening tag.
         **configs: More of `reward_rollout`.
 
     Returns:
@@ -57,9 +74,8 @@ def collect(
     batch = parallel.pad_alike(batch)
 
     def score_all(parts, batch):
-        return score_parts(
-            model, parts, batch, sampling.temperature, reward_config=reward_config, max_length=max_length
-        )
+        how = {"reward_config": reward_config, "max_length": max_length}
+        return score_parts(model, parts, batch, sampling.temperature, **how)
 
     if chains:
         scored = score_hinted(model, params, batch, chains, sample_rng, sampling, score_all)
@@ -68,9 +84,28 @@ def collect(
         scored = score_all(engine.stream(model, params, batch.prompts, keys, sampling), batch)
     scores = score and score(*jax.device_get(_written(scored)))
     scored, scores, batch = _of_all_processes(scored, scores, batch)
-    keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0]
+    if beside:
+        scored, scores, batch = parallel.put((scored, scores, batch), beside)
+    keys = row_keys(reward_rng, len(batch.prompts.tokens), 1)[:, 0] if reward_config.mode == "random" else None
     with parallel.on(scored):
-        return reward_rollout(scored, batch, keys, scores, reward_config=reward_config, **configs)
+        asked = None
+        if reference:
+            what = {"scores": reference_config.scores, "has_kl": loss_config.kl_weight > 0}
+            laid_out = completions(scored, batch, has_opening=has_opening)
+            asked = ask(reference, laid_out, batch, sampling.temperature, num_parts, **what)
+        return reward_rollout(
+            scored,
+            batch,
+            keys,
+            scores,
+            asked,
+            reward_std,
+            reward_config=reward_config,
+            loss_config=loss_config,
+            reference_config=reference_config,
+            has_opening=has_opening,
+            **configs,
+        )
 
 
 def _of_all_processes(scored: Scored, scores: dict | None, batch: Batch) -> tuple[Scored, dict | None, Batch]:

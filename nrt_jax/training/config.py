@@ -15,7 +15,14 @@ from nrt_jax.models.backends import Backend
 from nrt_jax.models.lora import PROJECTIONS
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.parallel import DistributedConfig, MeshConfig
-from nrt_jax.rewards import AGGREGATIONS, VerifierConfig, get_verifier
+from nrt_jax.rewards import (
+    AGGREGATIONS,
+    BELOW_ZERO,
+    GROUP_AGGREGATIONS,
+    ShapingConfig,
+    VerifierConfig,
+    get_verifier,
+)
 from nrt_jax.rollout import check_truncation
 from nrt_jax.rollout.hints import HintConfig
 from nrt_jax.training.optimizer import OptimizerConfig
@@ -69,13 +76,15 @@ class RewardConfig:
     verifiable rewards); with one, from its traces and from y*, as in NRT, and a sampled answer only adds to the reward.
 
     Attributes:
-        mode: An aggregation of c_i (`nrt_jax.rewards.AGGREGATIONS`), or `random`: uniform noise, a control.
+        mode: An aggregation of c_i (`nrt_jax.rewards.AGGREGATIONS`, and of whole groups, `GROUP_AGGREGATIONS`), or
+            `random`: uniform noise, a control.
         intrinsic: Weight of that, after the baseline (`advantage.clip`).
         format: Weight of 1 for a well-formed completion, 0 for any other. Where no answer is sampled, one is well
             formed if the policy wrote the delimiter.
         verifiable: Weight of the verifier's score of the answer that the policy writes.
         normalise: `group` divides what each reward is above its mean of a question's traces by their standard deviation
             before it is weighted, so that weights compare like with like; `none` does not.
+        shaping: Punishments, added to the sum.
     """
 
     mode: str = "weighted_sum_log_prob"
@@ -83,11 +92,31 @@ class RewardConfig:
     format: float = 0.0
     verifiable: float = 0.0
     normalise: Literal["none", "group"] = "none"
+    shaping: ShapingConfig = ShapingConfig()
 
     @property
     def samples_answer(self) -> bool:
         """The policy goes on after the delimiter."""
         return self.verifiable != 0 or self.intrinsic == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceConfig:
+    """A second policy beside the one that learns (`nrt_jax.training.reference`).
+
+    Attributes:
+        kind: `none`; `initial`, the policy before training (with adapters, the base without them); or `ema`, a moving
+            average of the one that learns.
+        decay: Of the moving average: reference = decay x reference + (1 - decay) x params.
+        every: Steps between two updates of it: 1 for RLP's average, 100 with decay 0.9 for NOVER's synchronised proxy.
+        scores: What it scores in place of the policy: `nothing`; `answers`, c_i of the answer after each trace (NOVER);
+            or `empty_trace`, c_i,base of the answer after none (RLPR, RLP). Token signals stay the policy's.
+    """
+
+    kind: Literal["none", "initial", "ema"] = "none"
+    decay: float = 0.999
+    every: int = 1
+    scores: Literal["nothing", "answers", "empty_trace"] = "nothing"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +169,8 @@ class TrainConfig:
         reward: Reward.
         verifier: How the answers that the policy writes are judged, in evaluation and for a reward.
         advantage: Baseline and scale of advantages.
-        loss: Weights and switches of the loss.
+        loss: Policy loss, weights and switches.
+        reference: A second policy, for KL or to score in place of the one that learns.
         lora: Low-rank adapters; the run then exports `adapter/` for PEFT beside the merged `hf/`.
         mesh: Layout over devices.
         distributed: The processes of a run on several hosts.
@@ -170,6 +200,7 @@ class TrainConfig:
     verifier: VerifierConfig = VerifierConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: NRTLossConfig = NRTLossConfig()
+    reference: ReferenceConfig = ReferenceConfig()
     lora: LoRAConfig = LoRAConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
@@ -185,7 +216,7 @@ class TrainConfig:
         for name in _NOT_NEGATIVE:
             value = self._field(name)
             _require(value >= 0, name, value, "0 or more")
-        for name in ("optimizer.b1", "optimizer.b2"):
+        for name in ("optimizer.b1", "optimizer.b2", "reference.decay", "advantage.std_decay"):
             _require(0 <= self._field(name) < 1, name, self._field(name), "a number from 0 to below 1")
         check_truncation(self.rollout.top_k, self.rollout.top_p, self.rollout.min_p, prefix="rollout.")
         _require(self.seed < 2**32, "seed", self.seed, "a number below 2**32")
@@ -200,8 +231,9 @@ class TrainConfig:
         _require(
             trace.opening != trace.closing, "trace.opening", repr(trace.opening), "another token than trace.closing"
         )
-        if self.reward.mode not in (*AGGREGATIONS, "random"):
-            raise unknown_name("reward.mode", self.reward.mode, (*AGGREGATIONS, "random"))
+        modes = (*AGGREGATIONS, *GROUP_AGGREGATIONS, "random")
+        if self.reward.mode not in modes:
+            raise unknown_name("reward.mode", self.reward.mode, modes)
         weights = (self.reward.intrinsic, self.reward.format, self.reward.verifiable)
         _require(
             all(map(math.isfinite, weights)) and any(weights),
@@ -212,12 +244,14 @@ class TrainConfig:
         get_verifier(self.verifier.name)
         if self.hints.steps:
             self._validate_hints()
+        needs_group = self.advantage.scale not in ("none", "batch") or self.advantage.min_std > 0
         _require(
-            self.objective != "nrt" or self.rollout.group_size > 1 or self.advantage.scale == "none",
+            self.objective != "nrt" or self.rollout.group_size > 1 or not needs_group,
             "rollout.group_size",
             self.rollout.group_size,
             "at least 2, since one trace has no standard deviation, or --advantage.scale none",
         )
+        self._validate_method()
         _require(self.lora.rank == 0 or self.lora.alpha > 0, "lora.alpha", self.lora.alpha, "a number above 0")
         for target in self.lora.targets:
             if target not in PROJECTIONS:
@@ -254,6 +288,53 @@ class TrainConfig:
         )
         _require(self.objective == "nrt", "hints.steps", hints.steps, f"0 with --objective {self.objective}")
 
+    def _validate_method(self) -> None:
+        """Refuses parts of methods that do not go together."""
+        mode, reference, loss, shaping = self.reward.mode, self.reference, self.loss, self.reward.shaping
+        _require(
+            self.advantage.scale != "jepo" or (mode in ("jepo", "log_prob") and self.advantage.clip == "none"),
+            "advantage.scale",
+            "'jepo'",
+            "--reward.mode jepo or log_prob and --advantage.clip none, since it takes log p of whole answers",
+        )
+        _require(
+            not (shaping.require_delimiter and mode in BELOW_ZERO),
+            "reward.shaping.require_delimiter",
+            True,
+            f"a reward that is never below 0: with --reward.mode {mode}, 0 would be the best",
+        )
+        _require(
+            shaping.overlong_cache <= shaping.overlong_max,
+            "reward.shaping.overlong_cache",
+            shaping.overlong_cache,
+            f"at most overlong_max, {shaping.overlong_max}",
+        )
+        is_asked = loss.kl_weight > 0 or reference.scores != "nothing"
+        _require(
+            not is_asked or reference.kind != "none",
+            "reference.kind",
+            "'none'",
+            "'initial' or 'ema', which --loss.kl-weight and --reference.scores ask",
+        )
+        _require(
+            is_asked or reference.kind == "none",
+            "reference.kind",
+            repr(reference.kind),
+            "something that asks it: --loss.kl-weight above 0, or --reference.scores answers or empty_trace",
+        )
+        _require(
+            reference.kind == "none" or self.objective == "nrt",
+            "reference.kind",
+            repr(reference.kind),
+            f"'none' with --objective {self.objective}",
+        )
+        _require(
+            reference.scores == "nothing" or (mode != "random" and self.reward.intrinsic != 0),
+            "reference.scores",
+            repr(reference.scores),
+            "'nothing', since it scores y* for the intrinsic reward, and there is none",
+        )
+
     def _field(self, name: str):
         """The value of a dotted field name."""
         return functools.reduce(getattr, name.split("."), self)
@@ -276,6 +357,8 @@ _POSITIVE = (
     "dataset.size",
     "checkpoint.keep",
     "max_skipped",
+    "reference.every",
+    "reward.shaping.ngram_size",
 )
 _NOT_NEGATIVE = (
     "seed",
@@ -287,6 +370,11 @@ _NOT_NEGATIVE = (
     "loss.delimiter_weight",
     "loss.token_weight",
     "loss.ratio_low",
+    "loss.kl_weight",
+    "advantage.min_std",
+    "reward.shaping.overlong_max",
+    "reward.shaping.overlong_cache",
+    "reward.shaping.ngram_count",
     "optimizer.warmup_updates",
     "optimizer.weight_decay",
     "optimizer.clip_norm",

@@ -34,6 +34,7 @@ class LearnerBatch:
         old_log_probs: [P, K, T] float32, the sampler's, on the trace and the delimiter.
         advantage: [P, K] float32, or [P, K, T] where it differs within a completion.
         token_signal: [P, K, T] float32, s_i on the reference.
+        reference_log_probs: [P, K, T] float32, of the frozen reference; None unless the loss has a KL term.
     """
 
     prompts: Prompts
@@ -42,6 +43,7 @@ class LearnerBatch:
     old_log_probs: jax.Array
     advantage: jax.Array
     token_signal: jax.Array
+    reference_log_probs: jax.Array | None = None
 
 
 def from_rollout(
@@ -97,6 +99,41 @@ def from_rollout(
         old_log_probs=jnp.where(in_answer, 0.0, values),
         advantage=spare_hints(advantage, hint_length, index.size),
         token_signal=jnp.where(in_answer, values, 0.0),
+    )
+
+
+def answer_values(values: jax.Array, trace_length: jax.Array, answer_length: int) -> jax.Array:
+    """The values of y*'s tokens, [P, K, Y]: the reverse of the layout.
+
+    Args:
+        values: [P, K, T], one a completion's token.
+        trace_length: [P, K] int32.
+        answer_length: Y.
+    """
+    where = trace_length[..., None] + 2 + jnp.arange(answer_length)  # After x_X, the trace and the delimiter.
+    return jnp.take_along_axis(values, jnp.minimum(where, values.shape[-1] - 1), axis=-1)
+
+
+def without_trace(batch: Batch) -> LearnerBatch:
+    """The completions of empty traces, K = 1: delimiter and answer; to be scored, not to be learned.
+
+    Args:
+        batch: P questions with their answers.
+    """
+    reference, length = batch.reference, jnp.sum(batch.prompts.mask, -1, dtype=jnp.int32)
+    last = jnp.take_along_axis(batch.prompts.tokens, jnp.maximum(length - 1, 0)[:, None], axis=1)
+    delimiter = jnp.broadcast_to(reference.delimiter, last.shape)
+    tokens = jnp.concatenate([last, delimiter, reference.tokens], axis=1, dtype=jnp.int32)[:, None]
+    covered = jnp.pad(reference.mask, ((0, 0), (2, 0)))[:, None]
+    is_delimiter = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) == 1, covered.shape)
+    zeros = jnp.zeros(tokens.shape)
+    return LearnerBatch(
+        prompts=batch.prompts,
+        tokens=tokens,
+        masks=LossMasks(trace=is_delimiter, delimiter=jnp.zeros_like(covered), reference=covered),
+        old_log_probs=zeros,
+        advantage=zeros[..., 0],
+        token_signal=zeros,
     )
 
 

@@ -25,6 +25,7 @@ from nrt_jax.training.hinted import Chains
 from nrt_jax.training.learner import LearnerBatch, from_demonstrations
 from nrt_jax.training.metrics import CompilationCounter, MetricsWriter
 from nrt_jax.training.optimizer import make_optimizer
+from nrt_jax.training.reference import follow
 from nrt_jax.training.setup import Setup
 from nrt_jax.training.signals import StopRequest
 from nrt_jax.training.state import TrainState, abstract_state, create_state
@@ -90,8 +91,8 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
         MetricsWriter(folder, total_steps=config.steps, show=SHOWN[config.objective == "nrt"]) as writer,
         setup.train.batches(config.rollout.prompts, config.seed, **shard) as batches,
     ):
-        state, extra = _restore(setup, optimizer, checkpointer, batches, log) if resumed else (None, {})
-        state = state or create_state(setup.params, optimizer)
+        state, extra = _restore(config, setup, optimizer, checkpointer, batches, log) if resumed else (None, {})
+        state = state or create_state(setup.params, optimizer, **state_parts(config))
         first = int(state.step)
         earlier = writer.resume(first, extra.get("metrics"))
         guard = SkippedUpdates(folder, config.max_skipped, functools.partial(_rows_of, config, setup), earlier)
@@ -117,9 +118,12 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
     return state
 
 
-def _restore(setup: Setup, optimizer, checkpointer: Checkpointer, batches, log) -> tuple[TrainState | None, dict]:
+def _restore(
+    config: TrainConfig, setup: Setup, optimizer, checkpointer: Checkpointer, batches, log
+) -> tuple[TrainState | None, dict]:
     """The last good checkpoint's state and note; None and an empty one if there is none."""
-    restored = checkpointer.restore_last_good(abstract_state(setup.params, optimizer), log)
+    abstract = abstract_state(setup.params, optimizer, **state_parts(config))
+    restored = checkpointer.restore_last_good(abstract, log)
     if restored is None:
         return None, {}
     state, extra = restored
@@ -144,7 +148,7 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
     """One step of either objective; all randomness follows from the step's number."""
     rng = jax.random.fold_in(jax.random.key(config.seed), step)
     if config.objective == "nrt":
-        learner_batch, metrics = _rollout(config, setup, state, batch_rows, rng)
+        state, learner_batch, metrics = _rollout(config, setup, state, batch_rows, rng)
     else:
         with_trace, longest = config.objective == "sft_with_trace", setup.max_length
         learner_batch = parallel.gather_rows(
@@ -171,10 +175,11 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
             metrics["sampler_trainer_kl"] = losses["approximate_kl"]
     metrics["padding_share"] = sum(padding_shares) / len(padding_shares)
     metrics["skipped_updates"] = sum(skipped)
+    state = follow(config.reference, state, step + 1)
     return state.replace(step=state.step + 1), losses | metrics
 
 
-def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[LearnerBatch, dict]:
+def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainState, LearnerBatch, dict]:
     answer_length = config.rollout.max_answer_length or setup.train.longest_answer
     learner_batch, outcome = collect(
         setup.model,
@@ -182,15 +187,25 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[Learne
         setup.encoder.batch(rows),
         rng,
         sampling_config(config.rollout, setup.trace_format, config.reward.samples_answer * answer_length),
-        _score_of(config, setup, rows),
-        _chains_of(config, setup, rows),
+        score=_score_of(config, setup, rows),
+        chains=_chains_of(config, setup, rows),
+        reference=setup.reference(state),
+        reward_std=state.reward_std,
+        beside=parallel.beside(state.params),
+        num_parts=config.updates_per_step * config.micro_batches,
         reward_config=config.reward,
         advantage_config=config.advantage,
         loss_config=config.loss,
+        reference_config=config.reference,
         max_length=setup.max_length,
         has_opening=bool(setup.trace_format.opening),
     )
-    return learner_batch, describe(outcome)
+    return state.replace(reward_std=outcome.reward_std), learner_batch, describe(outcome)
+
+
+def state_parts(config: TrainConfig) -> dict[str, bool]:
+    """What the state of such a run holds beside params and optimizer."""
+    return {"with_reference": config.reference.kind == "ema", "with_std": config.advantage.min_std > 0}
 
 
 def _chains_of(config: TrainConfig, setup: Setup, rows) -> Chains | None:

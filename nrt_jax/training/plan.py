@@ -5,6 +5,8 @@ program's own arguments, which is counted too:
 
     sampling, scoring    trainer's state | copy of the policy | its matrices for decoding | groups | rows, with caches
     learning             trainer's state | gradient | a micro-batch's activations
+
+The trainer's state includes the reference policy, if the run has one.
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.learner import LearnerBatch
 from nrt_jax.training.optimizer import make_optimizer
 from nrt_jax.training.programs import Program, TooLarge, at, compile_program, shape, size_on_device
+from nrt_jax.training.reference import Policy, abstract_policy, moving_average, score_part
 from nrt_jax.training.state import TrainState, abstract_state
 from nrt_jax.training.step import sampling_config, score_rollout
 from nrt_jax.training.update import add_gradient, apply_gradient, cut
@@ -45,6 +48,7 @@ class Run:
         layout: Over the devices; None for one.
         params: What is trained.
         frozen: The rest of the policy; None without adapters.
+        reference: The reference policy; None without one.
     """
 
     config: TrainConfig
@@ -53,6 +57,7 @@ class Run:
     layout: Layout | None
     params: Params
     frozen: Frozen | None
+    reference: Policy | None
 
     @property
     def share(self) -> int:
@@ -81,6 +86,18 @@ class Run:
     def state(self) -> TrainState:
         """The trainer's."""
         return abstract_state(self.params, self.optimizer)
+
+    @property
+    def reference_size(self) -> float:
+        """Bytes of the reference on a device; none where it is the frozen base."""
+        if self.reference is None or (self.frozen and self.reference.params is self.frozen.params):
+            return 0.0
+        return size_on_device(self.reference.params)
+
+    @property
+    def kept(self) -> float:
+        """Bytes that a device keeps all the time."""
+        return size_on_device(self.state) + size_on_device(self.frozen) + self.reference_size
 
     @property
     def optimizer(self):
@@ -150,25 +167,15 @@ def describe(config: TrainConfig, model_config: ModelConfig, topology: Topology)
 
     params = place(params, lora.logical_axes(model, params))
     frozen = frozen and place(frozen, lora.frozen_axes(model))
-    return Run(config=config, model=model, topology=topology, layout=layout, params=params, frozen=frozen)
+    policy = abstract_policy(config.reference, model, params, frozen)
+    placed = {"topology": topology, "layout": layout, "params": params, "frozen": frozen, "reference": policy}
+    return Run(config=config, model=model, **placed)
 
 
 def gradient(run: Run, part_size: int) -> Program:
     """Of a micro-batch of so many prompts, with completions as long as they may be."""
     config, home = run.config, parallel.beside(run.params)
-    questions, rows = run.questions(run.minibatch), (run.minibatch, config.rollout.group_size)
-    max_tokens = 1 + run.sampling.max_new_tokens
-    if config.reward.intrinsic:  # It learns from the reference too.
-        max_tokens += 1 + questions.reference.tokens.shape[1]
-    tokens, mask, numbers = (shape((*rows, max_tokens), dtype) for dtype in (jnp.int32, bool, jnp.float32))
-    batch = LearnerBatch(
-        prompts=questions.prompts,
-        tokens=tokens,
-        masks=LossMasks(trace=mask, delimiter=mask, reference=mask),
-        old_log_probs=numbers,
-        advantage=shape(rows, jnp.float32),
-        token_signal=numbers,
-    )
+    batch = _learner_batch(run, run.minibatch)
     program = compile_program(
         "gradient",
         add_gradient,
@@ -180,7 +187,7 @@ def gradient(run: Run, part_size: int) -> Program:
         config.rollout.temperature,
         model=run.model,
         config=config.loss,
-        length=cut(min(max_tokens, run.max_length), max_tokens),
+        length=_longest(run, batch),
         remat=config.remat,
     )
     gathered = size_on_device(run.params) * jnp.dtype(config.dtype).itemsize / 4
@@ -190,7 +197,32 @@ def gradient(run: Run, part_size: int) -> Program:
         # Forward and backward pass gather the parameters, and the gradient is scattered.
         moved=3 * gathered * (config.mesh.fsdp - 1),
     )
-    return program.keep(size_on_device(run.state) - size_on_device(run.params))
+    return program.keep(run.kept - size_on_device(run.frozen) - size_on_device(run.params))
+
+
+def _learner_batch(run: Run, num_prompts: int) -> LearnerBatch:
+    """With completions as long as they may be, as shapes."""
+    questions, rows = run.questions(num_prompts), (num_prompts, run.config.rollout.group_size)
+    max_tokens = 1 + run.sampling.max_new_tokens
+    if run.config.reward.intrinsic:  # It learns from y* too.
+        max_tokens += 1 + questions.reference.tokens.shape[1]
+    tokens, mask, numbers = (shape((*rows, max_tokens), dtype) for dtype in (jnp.int32, bool, jnp.float32))
+    has_kl = run.config.loss.kl_weight > 0 and run.config.loss.kl_in == "loss"
+    return LearnerBatch(
+        prompts=questions.prompts,
+        tokens=tokens,
+        masks=LossMasks(trace=mask, delimiter=mask, reference=mask),
+        old_log_probs=numbers,
+        advantage=shape(rows, jnp.float32),
+        token_signal=numbers,
+        reference_log_probs=numbers if has_kl else None,
+    )
+
+
+def _longest(run: Run, batch: LearnerBatch) -> int:
+    """T, to which the longest completions are cut."""
+    max_tokens = batch.tokens.shape[-1]
+    return cut(min(max_tokens, run.max_length), max_tokens)
 
 
 def optimizer(run: Run) -> Program:
@@ -200,7 +232,36 @@ def optimizer(run: Run) -> Program:
     args = (run.state, run.params, metrics)
     program = compile_program("optimizer", apply_gradient, *args, optimizer=run.optimizer)
     program = dataclasses.replace(program, runs=run.config.updates_per_step)
-    return program.keep(size_on_device(run.frozen))
+    return program.keep(size_on_device(run.frozen) + run.reference_size)
+
+
+def reference(run: Run, part_size: int) -> list[Program]:
+    """What the reference runs: scoring so many prompts, and following the policy; nothing without one."""
+    if run.reference is None:
+        return []
+    batch, home = _learner_batch(run, run.config.rollout.prompts), parallel.beside(run.params)
+    scoring = compile_program(
+        "reference",
+        score_part,
+        shape(batch.tokens.shape, jnp.float32, home),
+        run.reference.params,
+        run.reference.frozen,
+        at(home, batch),
+        shape((part_size,), jnp.int32, home),
+        run.config.rollout.temperature,
+        model=run.reference.model,
+        length=_longest(run, batch),
+    )
+    scoring = dataclasses.replace(scoring, runs=run.config.rollout.prompts // part_size)
+    taken = size_on_device((run.reference.params, run.reference.frozen))
+    found = [scoring.keep(run.kept - taken)]
+    if run.config.reference.kind == "ema":
+        following = compile_program(
+            "moving average", moving_average, run.params, run.params, run.config.reference.decay
+        )
+        beside = run.kept - 2 * size_on_device(run.params)
+        found.append(dataclasses.replace(following, runs=1 / run.config.reference.every).keep(beside))
+    return found
 
 
 def rollout(run: Run) -> list[Program]:
@@ -215,7 +276,6 @@ def rollout(run: Run) -> list[Program]:
     except TooLarge as error:
         return [*found, error.program]
     num_places, batch = engine.room(run.sampling, run.share)[1:]
-    state = size_on_device(run.state) + size_on_device(run.frozen)
     outputs = {program.name: program.memory.outputs for program in found}
     size = {
         "copy": outputs.get("parameters", 0.0),  # One device's are the trainer's.
@@ -223,7 +283,7 @@ def rollout(run: Run) -> list[Program]:
         "groups": outputs["prefill"] * num_places / batch,
         "rows": outputs["seating"],
     }
-    return [program.keep(state + sum(size[name] for name in _KEPT[program.name])) for program in found]
+    return [program.keep(run.kept + sum(size[name] for name in _KEPT[program.name])) for program in found]
 
 
 #: What a device keeps beside the trainer's state while a program runs that does not take it.

@@ -17,6 +17,8 @@ from nrt_jax.models import Frozen, Model, Params, backends, lora
 from nrt_jax.parallel import Layout
 from nrt_jax.rewards import Rules
 from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.reference import Policy, initial_policy
+from nrt_jax.training.state import TrainState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -42,6 +44,7 @@ class Setup:
         max_length: Most tokens of a whole sample.
         layout: Over devices; None where one trains.
         devices: Those that sample where one trains.
+        initial: The policy before training, if it is the run's reference.
     """
 
     model: Model
@@ -59,10 +62,15 @@ class Setup:
     max_length: int
     layout: Layout | None
     devices: list[jax.Device]
+    initial: Policy | None
 
     def policy(self, params: Params) -> Params:
         """The params of the whole policy, given those that are trained."""
         return lora.combine(params, self.frozen)
+
+    def reference(self, state: TrainState) -> Policy | None:
+        """The run's reference, if it has one."""
+        return self.initial if state.reference is None else Policy(self.model, state.reference, self.frozen)
 
     def copies(self, params: Params) -> list[Params]:
         """Copies of `policy`, one on each replica that samples."""
@@ -148,4 +156,5 @@ def prepare(config: TrainConfig) -> Setup:
         max_length=max_length,
         layout=layout,
         devices=devices,
+        initial=initial_policy(model, params, frozen) if config.reference.kind == "initial" else None,
     )

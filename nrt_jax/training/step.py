@@ -10,11 +10,20 @@ import jax.numpy as jnp
 from nrt_jax.data.batch import Batch
 from nrt_jax.data.formats import TraceFormat
 from nrt_jax.models import Model, Params
-from nrt_jax.objectives import BASELINES, AdvantageConfig, NRTLossConfig, group_advantage, token_signal
-from nrt_jax.rewards import Reward, aggregate, score_reference
+from nrt_jax.objectives import (
+    BASELINES,
+    AdvantageConfig,
+    NRTLossConfig,
+    drop_low_std,
+    group_advantage,
+    kl_estimate,
+    policy_mask,
+    token_signal,
+)
+from nrt_jax.rewards import Reward, aggregate_group, punishment, score_reference
 from nrt_jax.rollout import Rollout, SamplingConfig, Truncation, cache_dtype, cut_traces, until_delimiter
-from nrt_jax.training.config import RewardConfig, RolloutConfig
-from nrt_jax.training.learner import LearnerBatch, from_completions, from_rollout
+from nrt_jax.training.config import ReferenceConfig, RewardConfig, RolloutConfig
+from nrt_jax.training.learner import LearnerBatch, answer_values, from_completions, from_rollout
 
 
 def sampling_config(config: RolloutConfig, trace_format: TraceFormat, answer_length: int = 0) -> SamplingConfig:
@@ -51,8 +60,9 @@ class Outcome:
 
     Attributes:
         rewards: Each [P, K], by name and before its weight: intrinsic, R of the traces; format; verifiable.
-        reward: [P, K], their weighted sum.
+        reward: [P, K], their weighted sum, and punishments.
         baseline: [P] intrinsic reward of the empty trace; None where there is no such reward.
+        reward_std: [] float32, the moving average of the rewards' standard deviation; None where none is kept.
         advantage: [P, K].
         log_probs: [P, K, Y] log c_i; None likewise.
         base_log_probs: [P, Y] log c_i,base; None likewise.
@@ -66,6 +76,7 @@ class Outcome:
     rewards: dict[str, jax.Array]
     reward: jax.Array
     baseline: jax.Array | None
+    reward_std: jax.Array | None
     advantage: jax.Array
     log_probs: jax.Array | None
     base_log_probs: jax.Array | None
@@ -132,16 +143,51 @@ def score_rollout(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("reward_config", "advantage_config", "loss_config", "has_opening"))
+@flax.struct.dataclass(kw_only=True)
+class Asked:
+    """What the reference policy says of a step's completions; None where it is not asked.
+
+    Attributes:
+        log_probs: [P, K, T] log pi_ref of every completion token, in the learner's layout.
+        base_log_probs: [P, Y] log pi_ref of y* after the empty trace.
+    """
+
+    log_probs: jax.Array | None = None
+    base_log_probs: jax.Array | None = None
+
+
+@functools.partial(jax.jit, static_argnames="has_opening")
+def completions(scored: Scored, batch: Batch, *, has_opening: bool = False) -> LearnerBatch:
+    """The learner's batch before it is rewarded, to be scored."""
+    nothing = jnp.zeros(scored.rollout.tokens.shape[:2])
+    return _lay_out(scored, batch, nothing, None, has_opening)
+
+
+def _lay_out(scored: Scored, batch: Batch, advantage, signal, has_opening: bool) -> LearnerBatch:
+    """With y* behind the traces where there is an intrinsic reward, as sampled elsewhere."""
+    if scored.log_probs is None:
+        return from_completions(scored.sampled or scored.rollout, batch.prompts, advantage, scored.hint_length)
+    signal = jnp.zeros(scored.log_probs.shape) if signal is None else signal
+    layout = {"has_opening": has_opening, "hint_length": scored.hint_length}
+    return from_rollout(scored.rollout, batch, advantage, signal, **layout)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("reward_config", "advantage_config", "loss_config", "reference_config", "has_opening"),
+)
 def reward_rollout(
     scored: Scored,
     batch: Batch,
     keys: jax.Array | None,
     scores: Mapping[str, jax.Array] | None = None,
+    asked: Asked | None = None,
+    reward_std: jax.Array | None = None,
     *,
     reward_config: RewardConfig,
     advantage_config: AdvantageConfig,
     loss_config: NRTLossConfig,
+    reference_config: ReferenceConfig = ReferenceConfig(),  # noqa: B008
     has_opening: bool = False,
 ) -> tuple[LearnerBatch, Outcome]:
     """Rewards the traces of all questions of a step, and turns them into a learner's batch.
@@ -151,35 +197,45 @@ def reward_rollout(
         batch: Their prompts and references.
         keys: [P] keys of the `random` reward; others need none.
         scores: Rewards that were computed from text, [P, K] each (`nrt_jax.rewards.Rules`), if any.
+        asked: Of the reference policy, if there is one.
+        reward_std: [] float32, the moving average of the rewards' standard deviation, if prompts are dropped by it.
         reward_config: Which rewards.
-        advantage_config: Which baseline and scale.
-        loss_config: Which token signal.
+        advantage_config: How they become advantages.
+        loss_config: Which token signal; the KL term.
+        reference_config: What the reference scores in place of the policy.
         has_opening: The prompts end with an opening tag.
 
     Returns:
         The learner's batch, and what `describe` makes scalars of.
     """
     rollout, sampled = scored.rollout, scored.sampled or scored.rollout
-    rewards, reward, baseline = dict(scores or {}), None, None
+    rewards, baseline, signal = dict(scores or {}), None, None
     if reward_config.intrinsic:
-        reward, baseline = _intrinsic(scored, batch, keys, reward_config.mode)
-        rewards["intrinsic"] = reward.trace
-    total = mix(rewards, reward_config, baseline, clip=advantage_config.clip)
+        rewards["intrinsic"], baseline, signal = _intrinsic(
+            scored, batch, keys, asked, reward_config, loss_config, reference_config
+        )
+    added = punishment(sampled.tokens, sampled.mask, reward_config.shaping)
+    if loss_config.kl_weight and loss_config.kl_in == "reward":
+        laid_out = completions(scored, batch, has_opening=has_opening)
+        mask = policy_mask(laid_out.masks, loss_config)
+        kl = kl_estimate(loss_config.kl_estimator, laid_out.old_log_probs, asked.log_probs, mask)
+        added -= loss_config.kl_weight * jnp.sum(kl, -1)
+    total = mix(rewards, reward_config, baseline, clip=advantage_config.clip) + added
     advantage = group_advantage(total, scale=advantage_config.scale)
-    if reward:
-        mask = jnp.broadcast_to(batch.reference.mask[:, None], reward.token.shape)
-        signal = token_signal(loss_config.token_signal, reward.token, mask)
-        layout = {"has_opening": has_opening, "hint_length": scored.hint_length}
-        learner_batch = from_rollout(rollout, batch, advantage, signal, **layout)
-    else:
-        learner_batch = from_completions(sampled, batch.prompts, advantage, scored.hint_length)
+    if reward_std is not None:
+        limits = {"min_std": advantage_config.min_std, "decay": advantage_config.std_decay}
+        advantage, reward_std = drop_low_std(advantage, total, reward_std, **limits)
+    learner_batch = _lay_out(scored, batch, advantage, signal, has_opening)
+    if loss_config.kl_weight and loss_config.kl_in == "loss":
+        learner_batch = learner_batch.replace(reference_log_probs=asked.log_probs)
     is_own = sampled.mask
     if scored.hint_length is not None:
         is_own &= jnp.arange(sampled.mask.shape[-1]) >= scored.hint_length[..., None]
     outcome = Outcome(
         rewards=rewards,
-        reward=sum(getattr(reward_config, name) * reward for name, reward in rewards.items()),
+        reward=sum(getattr(reward_config, name) * reward for name, reward in rewards.items()) + added,
         baseline=baseline,
+        reward_std=reward_std,
         advantage=advantage,
         log_probs=scored.log_probs,
         base_log_probs=scored.base_log_probs,
@@ -192,19 +248,47 @@ def reward_rollout(
     return learner_batch, outcome
 
 
-def _intrinsic(scored: Scored, batch: Batch, keys, mode: str) -> tuple[Reward, jax.Array]:
-    """The intrinsic reward, and R_base [P]."""
-    log_probs, base_log_probs = scored.log_probs, scored.base_log_probs
-    mask = jnp.broadcast_to(batch.reference.mask[:, None], log_probs.shape)
-    if mode == "random":
-        noise = jax.vmap(lambda key: jax.random.uniform(key, log_probs.shape[1:2]))(keys)
-        return Reward(trace=noise, token=mask / mask.sum(-1, keepdims=True)), jnp.zeros(log_probs.shape[0])
-    reward = aggregate(mode, log_probs, mask, jnp.broadcast_to(base_log_probs[:, None], log_probs.shape))
-    baseline = aggregate(mode, base_log_probs, batch.reference.mask, base_log_probs).trace
-    # A sampled empty trace IS the baseline. Scored in another shape it is an ulp off, and where nothing else in
-    # the group helps, max(0, R - R_base) would hand that ulp, divided by its own std, to the empty trace.
-    trace = jnp.where(scored.rollout.trace_length == 0, baseline[:, None], reward.trace)
-    return reward.replace(trace=trace), baseline
+def _intrinsic(scored, batch, keys, asked, reward_config, loss_config, reference_config):
+    """The intrinsic reward [P, K], R_base [P] and the token signal [P, K, Y], which is the policy's own."""
+    rollout, mask = scored.rollout, batch.reference.mask
+    wide_mask = jnp.broadcast_to(mask[:, None], scored.log_probs.shape)
+    if reward_config.mode == "random":
+        noise = jax.vmap(lambda key: jax.random.uniform(key, wide_mask.shape[1:2]))(keys)
+        reward, baseline = Reward(noise, wide_mask / wide_mask.sum(-1, keepdims=True)), jnp.zeros(len(noise))
+    else:
+        traces = (mask, rollout.trace_length, rollout.matched(batch.reference.delimiter), reward_config)
+        reward, baseline = likelihood_reward(scored.log_probs, scored.base_log_probs, *traces)
+    signal = token_signal(loss_config.token_signal, reward.token, wide_mask)
+    if reference_config.scores == "answers":
+        log_probs = answer_values(asked.log_probs, rollout.trace_length, mask.shape[-1])
+        reward, baseline = likelihood_reward(log_probs, scored.base_log_probs, *traces)
+    elif reference_config.scores == "empty_trace":
+        reward, baseline = likelihood_reward(scored.log_probs, asked.base_log_probs, *traces)
+    return reward.trace, baseline, signal
+
+
+def likelihood_reward(
+    log_probs: jax.Array,
+    base_log_probs: jax.Array,
+    mask: jax.Array,
+    trace_length: jax.Array,
+    matched: jax.Array,
+    config: RewardConfig,
+) -> tuple[Reward, jax.Array]:
+    """The aggregation of c_i for K traces a prompt, and for the empty trace.
+
+    Args:
+        log_probs: [P, K, Y] log c_i.
+        base_log_probs: [P, Y] log c_i,base.
+        mask: [P, Y] bool.
+        trace_length: [P, K] int32.
+        matched: [P, K] bool, the policy wrote the delimiter itself.
+        config: Which aggregation, and whether the reward is 0 where it did not.
+    """
+    reward, baseline = aggregate_group(config.mode, log_probs, base_log_probs, mask, trace_length, matched)
+    if config.shaping.require_delimiter:
+        reward = Reward(trace=reward.trace * matched, token=reward.token * matched[..., None])
+    return reward, baseline
 
 
 def mix(

@@ -167,7 +167,10 @@ def update(
                 remat=remat,
             )
             metrics.append(of_part)
+        kept = {"reference": state.reference, "reward_std": state.reward_std}  # Not the optimizer's.
+        state = state.replace(reference=None, reward_std=None)
         state, summed = apply_gradient(state, gradient, metrics, optimizer=optimizer)
+        state = state.replace(**kept)
     return state, summed | {"padding_share": padding_share(lengths, parts, batch.prompts.tokens.shape[-1])}
 
 
@@ -212,7 +215,14 @@ def add_gradient(
         policy = combine(params, frozen)
         log_probs, entropy = completion_log_probs(model, policy, part, temperature=temperature, remat=remat)
         loss, metrics = nrt_loss(
-            log_probs, part.old_log_probs, part.advantage, part.token_signal, part.masks, config, divide_by
+            log_probs,
+            part.old_log_probs,
+            part.advantage,
+            part.token_signal,
+            part.masks,
+            config,
+            divide_by,
+            part.reference_log_probs,
         )
         of_trace = {name: share * metrics[name] for name in ("clip_fraction", "approximate_kl")}
         of_trace["trace_entropy"] = share * jnp.sum(entropy, where=part.masks.trace) / jnp.maximum(num_trace, 1)

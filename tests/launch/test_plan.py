@@ -1,5 +1,6 @@
 """Planning: bad input ends in one line; figures agree with arithmetic of their own; what does not fit exits with 1."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -13,10 +14,11 @@ import pytest
 from launch import bench, cli, plan
 from nrt_jax.data.encode import TextConfig
 from nrt_jax.models import ModelConfig
+from nrt_jax.objectives import NRTLossConfig
 from nrt_jax.parallel import MeshConfig
 from nrt_jax.parallel.topology import CHIPS, open_topology
 from nrt_jax.training import plan as programs
-from nrt_jax.training.config import RolloutConfig, TrainConfig
+from nrt_jax.training.config import ReferenceConfig, RolloutConfig, TrainConfig
 from nrt_jax.training.cost import Cost
 from nrt_jax.training.programs import Memory, Program, size_on_device
 from nrt_jax.training.update import Lengths
@@ -118,6 +120,25 @@ def test_every_recipe_names_a_model_whose_shape_is_shipped():
 @pytest.fixture(scope="module")
 def run():
     return programs.describe(CONFIG, MODEL, open_topology("cpu:4"))
+
+
+@pytest.mark.parametrize("kind", ["initial", "ema"])
+def test_a_reference_is_kept_all_the_time_and_its_programs_are_planned(run, kind):
+    """In bfloat16 if it never changes, norms included; a copy in float32 if it follows."""
+    with_kl = dataclasses.replace(
+        CONFIG, reference=ReferenceConfig(kind, decay=0.9), loss=NRTLossConfig(kl_weight=0.1, kl_in="reward")
+    )
+    planned = programs.describe(with_kl, MODEL, open_topology("cpu:4"))
+    added = planned.kept - run.kept
+    norms = 4 * (2 * MODEL.num_layers + 1) * MODEL.hidden_size / 2
+    params = size_on_device(run.params)
+    assert added == (params if kind == "ema" else (params - norms) / 2 + norms)
+    found = programs.reference(planned, 4)
+    assert [program.name for program in found] == ["reference"] + ["moving average"] * (kind == "ema")
+    assert found[0].runs == 4 and found[0].cost.flops > 0
+    for program in found:
+        assert program.memory.beside + program.memory.arguments >= planned.kept
+    assert programs.reference(run, 4) == []
 
 
 @pytest.fixture(scope="module")

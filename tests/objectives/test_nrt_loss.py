@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nrt_jax.objectives import LossMasks, NRTLossConfig, denominators, nrt_loss, sft_loss
+from nrt_jax.objectives import POLICY_LOSSES, LossMasks, NRTLossConfig, denominators, nrt_loss, sft_loss
 
 P, K, T = 2, 3, 7
 
@@ -35,14 +35,46 @@ def test_on_policy_gradient_of_the_trace_term_is_reinforce(inputs):
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-8)
 
 
-def test_parts_of_a_batch_add_up_to_the_whole(inputs):
-    for normaliser in ("token_mean", "sequence_mean_token_sum", "constant"):
+NORMALISERS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "constant")
+
+
+@pytest.mark.parametrize("policy", POLICY_LOSSES)
+def test_parts_of_a_batch_add_up_to_the_whole(inputs, policy):
+    reference = inputs[1] - 0.1
+    for normaliser in NORMALISERS:
         for delimiter_mean in ("forced", "sequences"):
-            config = NRTLossConfig(normaliser=normaliser, constant=7.0, delimiter_mean=delimiter_mean)
+            config = NRTLossConfig(
+                policy=policy, normaliser=normaliser, constant=7.0, delimiter_mean=delimiter_mean, kl_weight=0.5
+            )
             whole = denominators(inputs[-1], config)
-            total, _ = nrt_loss(*inputs, config, whole)
-            parts = [nrt_loss(*jax.tree.map(lambda x, p=p: x[p : p + 1], inputs), config, whole)[0] for p in range(P)]
-            np.testing.assert_allclose(sum(parts), total, rtol=1e-5)
+            total, metrics = nrt_loss(*inputs, config, whole, reference)
+            parts = [
+                nrt_loss(*part, config, whole, kl_part)
+                for part, kl_part in (jax.tree.map(lambda x, p=p: x[p : p + 1], (inputs, reference)) for p in range(P))
+            ]
+            np.testing.assert_allclose(sum(loss for loss, _ in parts), total, rtol=1e-5)
+            np.testing.assert_allclose(sum(m["kl_loss"] for _, m in parts), metrics["kl_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", POLICY_LOSSES)
+def test_an_advantage_a_token_is_that_of_its_sequence_where_all_are_equal_and_reaches_its_own_token_alone(
+    inputs, policy
+):
+    log_probs, old, advantage, signal, masks = inputs
+    config = NRTLossConfig(policy=policy, delimiter_weight=0.0, token_weight=0.0, ratio_low=0.0, ratio_high=9.0)
+
+    def loss(x, advantage):
+        return nrt_loss(x, old, advantage, signal, masks, config)[0]
+
+    # What padding holds reaches nothing, not even as nan.
+    per_token = jnp.where(masks.trace, advantage[..., None], jnp.nan)
+    for expected, found in zip(
+        jax.value_and_grad(loss)(log_probs, advantage), jax.value_and_grad(loss)(log_probs, per_token), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    protected = jnp.arange(T) < 1  # A given prefix, which is never pushed down.
+    gradient = jax.grad(loss)(log_probs, jnp.where(protected, jnp.maximum(advantage[..., None], 0.0), per_token))
+    assert (np.asarray(gradient)[..., 0] <= 0).all() and (np.asarray(gradient)[..., 1:] > 0).any()
 
 
 def test_one_forced_delimiter_weighs_as_one_sequence_or_as_all(inputs):
@@ -57,7 +89,7 @@ def test_padding_changes_no_normaliser(inputs):
     def widen(x):
         return jnp.pad(x, ((0, 0), (0, 0), (0, 5))) if x.ndim == 3 else x
 
-    for normaliser in ("token_mean", "sequence_mean_token_sum", "constant"):
+    for normaliser in NORMALISERS:
         config = NRTLossConfig(normaliser=normaliser)
         np.testing.assert_allclose(
             nrt_loss(*jax.tree.map(widen, inputs), config)[0], nrt_loss(*inputs, config)[0], rtol=1e-6

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nrt_jax import parallel
 from nrt_jax.errors import UserError
 from nrt_jax.models import KVCache, Model, ModelConfig, attention, backends
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.parallel import Layout, MeshConfig
 from nrt_jax.rollout import engine
+from nrt_jax.training import reference
 from nrt_jax.training.checkpoint import Checkpointer
 from nrt_jax.training.collect import collect
-from nrt_jax.training.config import RewardConfig, RolloutConfig, TrainConfig
+from nrt_jax.training.config import ReferenceConfig, RewardConfig, RolloutConfig, TrainConfig
 from nrt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nrt_jax.training.state import abstract_state, create_state
 from nrt_jax.training.update import update
@@ -132,6 +134,25 @@ def test_parameters_and_moments_are_split_and_stay_so(name):
         assert {shard.data.shape for shard in tree["embedding"].addressable_shards} == {table}
     before = jax.tree.map(lambda x: x.sharding, create_state(placed(name), OPTIMIZER))
     assert jax.tree.map(lambda x: x.sharding, state) == before  # Or else the next update would be compiled anew.
+
+
+def test_the_reference_scores_and_follows_on_a_mesh_as_on_one_device():
+    def asked(params):
+        state = create_state(jax.tree.map(jnp.copy, params), OPTIMIZER, with_reference=True)
+        state = state.replace(params=jax.tree.map(lambda x: 2 * x, state.params))
+        before = jax.tree.map(lambda x: x.sharding, state)
+        state = reference.follow(ReferenceConfig("ema", decay=0.5), state, 1)
+        assert jax.tree.map(lambda x: x.sharding, state) == before
+        batch = jax.device_put(collected()[0], parallel.beside(params))
+        policies = (reference.Policy(MODEL, state.reference, None), reference.initial_policy(MODEL, params, None))
+        scores = [reference.score_completions(policy, batch, 1.0, num_parts=2) for policy in policies]
+        where = np.asarray(batch.masks.trace | batch.masks.reference)
+        return jax.device_get(state.reference), [np.where(where, x, 0.0) for x in scores]
+
+    (average, scores), (expected, expected_scores) = asked(placed("2x2x2")), asked(initial())
+    chex.assert_trees_all_close(average, expected, atol=1e-6)
+    chex.assert_trees_all_close(scores, expected_scores, atol=1e-4)
+    assert np.abs(scores[0] - scores[1]).max() > 0.1
 
 
 def is_adam(x):

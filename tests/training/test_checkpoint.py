@@ -271,3 +271,24 @@ def test_what_a_crash_left_half_written_is_removed(tmp_path):
         checkpointer.save(2, {"a": jnp.ones(2)})
         assert checkpointer.restore({"a": jnp.zeros(2)})[0]["a"].tolist() == [1, 1]
     assert steps(tmp_path) == ["1", "2"]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state", "reference"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StateWithReference(State):
+    reference: Any = None
+
+
+def test_a_field_that_a_run_does_not_have_leaves_no_trace(tmp_path):
+    """A checkpoint from before there was such a field is restored, and one that lacks what the run needs is not."""
+    state = make_state()
+    fields = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state)
+    with Checkpointer(tmp_path) as checkpointer:
+        restored, _ = checkpointer.restore(StateWithReference(**fields))
+        chex.assert_trees_all_equal(restored, StateWithReference(**fields))
+        with pytest.raises(UserError, match=r"reference\.w is nothing there"):
+            checkpointer.restore(StateWithReference(**fields, reference={"w": jnp.ones(2)}))

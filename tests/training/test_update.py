@@ -134,6 +134,12 @@ def test_update_ignores_what_padding_holds():
     assert_same(updated(garbage, micro_batches=4), updated(batch, micro_batches=4))
 
 
+def test_an_advantage_a_token_is_split_as_one_a_sequence_is():
+    batch = random_learner_batch(3, [T, 4, T, 4])
+    wide = np.broadcast_to(batch.advantage[..., None], batch.tokens.shape)
+    assert_same(updated(batch.replace(advantage=wide), micro_batches=4), updated(batch, micro_batches=4))
+
+
 def test_the_old_state_is_donated():
     model, params = initial()
     adam = optax.adam(1e-3)

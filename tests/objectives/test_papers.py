@@ -1,0 +1,224 @@
+"""Each recipe's advantage and loss against its paper's formula, written out in float64: values and gradients."""
+
+import dataclasses
+import functools
+import importlib
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nrt_jax.objectives import LossMasks, NRTLossConfig, denominators, group_advantage, nrt_loss
+
+P, K, T = 2, 3, 6
+LONGEST = 4
+
+
+@dataclasses.dataclass
+class Case:
+    """What a paper's formula is a function of: reward [P, K], log-probabilities and lengths of o_i, all float64.
+
+    `frozen` are the log-probabilities that a stop-gradient sees: the same numbers, which differentiation leaves alone.
+    """
+
+    reward: np.ndarray
+    log_probs: np.ndarray
+    frozen: np.ndarray
+    old: np.ndarray
+    reference: np.ndarray
+    length: np.ndarray
+    answer_length: np.ndarray
+
+    def tokens(self):
+        """All (p, k, t) of sampled tokens: index 0 is the prompt's, then come the trace and the answer."""
+        return [(p, k, 1 + t) for p in range(P) for k in range(K) for t in range(self.length[p, k])]
+
+    def answer(self, p, k):
+        return slice(1 + self.length[p, k], 1 + self.length[p, k] + self.answer_length[p])
+
+
+def std_advantage(r):
+    return (r - r.mean(-1, keepdims=True)) / r.std(-1, ddof=1, keepdims=True)
+
+
+def ratio(c, i):
+    return np.exp(c.log_probs[i] - c.old[i])
+
+
+def clipped_surrogate(c, i, a, low, high):
+    return min(ratio(c, i) * a, np.clip(ratio(c, i), low, high) * a)
+
+
+def per_token(c, advantage, term):
+    """{(p, k): [term of each token of o_pk]}."""
+    out = {}
+    for p, k, t in c.tokens():
+        out.setdefault((p, k), []).append(term(c, (p, k, t), advantage[p, k]))
+    return out
+
+
+def whole_trace_kl(c):
+    kl = np.zeros((P, K))
+    for i in c.tokens():
+        kl[i[:2]] += c.old[i] - c.reference[i]
+    return kl
+
+
+def leave_one_out(r):
+    return np.array([[r[p, k] - np.delete(r[p], k).mean() for k in range(K)] for p in range(P)])
+
+
+def grpo(c):
+    """(1/G) sum_i (1/|o_i|) sum_t {min(..) - 0.04 (pi_ref / pi - log(pi_ref / pi) - 1)}."""
+
+    def term(c, i, a):
+        d = c.reference[i] - c.log_probs[i]
+        return clipped_surrogate(c, i, a, 0.8, 1.2) - 0.04 * (np.exp(d) - d - 1)
+
+    return -np.mean([np.mean(ts) for ts in per_token(c, std_advantage(c.reward), term).values()])
+
+
+def dr_grpo(c):
+    advantage = c.reward - c.reward.mean(-1, keepdims=True)
+    terms = per_token(c, advantage, lambda c, i, a: clipped_surrogate(c, i, a, 0.8, 1.2))
+    return -np.mean([np.sum(ts) / LONGEST for ts in terms.values()])
+
+
+def dapo(c):
+    terms = per_token(c, std_advantage(c.reward), lambda c, i, a: clipped_surrogate(c, i, a, 0.8, 1.28))
+    return -np.mean(np.concatenate(list(terms.values())))
+
+
+def cispo(c):
+    def term(c, i, a):
+        return min(np.exp(c.frozen[i] - c.old[i]), 1.28) * a * c.log_probs[i]
+
+    return -np.mean(np.concatenate(list(per_token(c, std_advantage(c.reward), term).values())))
+
+
+def rloo(c):
+    advantage = leave_one_out(c.reward - 0.05 * whole_trace_kl(c))
+    terms = per_token(c, advantage, lambda c, i, a: a * c.log_probs[i])
+    return -np.mean([np.sum(ts) for ts in terms.values()])
+
+
+def reinforce_pp(c):
+    r = c.reward - 1e-3 * whole_trace_kl(c)
+    advantage = (r - r.mean()) / r.std(ddof=1)
+    terms = per_token(c, advantage, lambda c, i, a: clipped_surrogate(c, i, a, 0.8, 1.2))
+    return -np.mean(np.concatenate(list(terms.values())))
+
+
+def verifree(c):
+    """(R_i - mean of the others) log pi(z_i) + R_i log pi(y* | z_i); R_i, the constant, is c.reward."""
+    terms = per_token(c, leave_one_out(c.reward), lambda c, i, a: a * c.log_probs[i])
+    loss = 0.0
+    for (p, k), ts in terms.items():
+        loss -= np.sum(ts) + c.reward[p, k] * np.sum(c.log_probs[p, k, c.answer(p, k)])
+    return loss / (P * K)
+
+
+FORMULAS = {
+    "objectives.grpo": grpo,
+    "objectives.dr_grpo": dr_grpo,
+    "objectives.dapo": dapo,
+    "objectives.cispo": cispo,
+    "objectives.rloo": rloo,
+    "objectives.reinforce_pp": reinforce_pp,
+    "peers.verifree": verifree,
+}
+
+
+@functools.cache
+def recipe(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    return module.change(
+        dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_trace_length=LONGEST))
+    )
+
+
+floats = st.floats(-1.0, 1.0, width=32)
+cases = st.builds(
+    Case,
+    # Distinct in a group, so that a standard deviation is one of rewards and not of their rounding.
+    reward=hnp.arrays(np.float64, (P, K), elements=st.integers(-8, 8).map(lambda n: n / 4), unique=True),
+    log_probs=hnp.arrays(np.float64, (P, K, T), elements=floats).map(lambda x: x - 1.5),
+    frozen=st.none(),
+    old=hnp.arrays(np.float64, (P, K, T), elements=floats).map(lambda x: x / 2),
+    reference=hnp.arrays(np.float64, (P, K, T), elements=floats).map(lambda x: x - 1.5),
+    length=hnp.arrays(np.int64, (P, K), elements=st.integers(1, LONGEST - 1)),
+    answer_length=hnp.arrays(np.int64, (P,), elements=st.integers(1, 2)),
+)
+
+
+def masks_of(c):
+    index = np.arange(T)
+    in_trace = (index >= 1) & (index <= c.length[..., None])
+    answer_end = c.length[..., None] + c.answer_length[:, None, None]
+    return LossMasks(
+        trace=in_trace,
+        delimiter=np.zeros_like(in_trace),
+        reference=(index > c.length[..., None]) & (index <= answer_end),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("name", "given_denominators"))
+def ours(log_probs, reward, old, reference, masks, *, name, given_denominators):
+    config = recipe(name)
+    if config.loss.kl_weight > 0 and config.loss.kl_in == "reward":
+        reward = reward - config.loss.kl_weight * jnp.sum(old - reference, -1, where=masks.trace)
+    advantage = group_advantage(reward, clip=config.advantage.clip, scale=config.advantage.scale)
+    signal = jnp.where(masks.reference, reward[..., None], 0.0)
+    divide_by = denominators(masks, config.loss) if given_denominators else None
+
+    def loss(log_probs):
+        return nrt_loss(log_probs, old, advantage, signal, masks, config.loss, divide_by, reference)[0]
+
+    return jax.value_and_grad(loss)(log_probs)
+
+
+def numerical_gradient(formula, c, epsilon=1e-6):
+    gradient = np.zeros((P, K, T))
+    for i in np.ndindex(P, K, T):
+        values = []
+        for sign in (1, -1):
+            moved = c.log_probs.copy()
+            moved[i] += sign * epsilon
+            values.append(formula(dataclasses.replace(c, log_probs=moved, frozen=c.log_probs)))
+        gradient[i] = (values[0] - values[1]) / (2 * epsilon)
+    return gradient
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@hypothesis.given(cases, st.booleans())
+def test_loss_and_gradient_are_the_papers(name, c, given_denominators):
+    c.frozen, c.old = c.log_probs, c.log_probs + c.old  # Ratios from 0.6 to 1.65, on both sides of the bounds.
+    distance = np.abs(np.exp(c.log_probs - c.old)[..., None] - np.array([0.8, 1.2, 1.28]))
+    hypothesis.assume((distance > 1e-4).all())  # At a bound the surrogate has a kink.
+    arrays = [jnp.array(x, jnp.float32) for x in (c.log_probs, c.reward, c.old, c.reference)]
+    loss, gradient = ours(*arrays, masks_of(c), name=name, given_denominators=given_denominators)
+    np.testing.assert_allclose(loss, FORMULAS[name](c), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradient, numerical_gradient(FORMULAS[name], c), rtol=1e-3, atol=1e-5)
+
+
+def test_every_policy_loss_and_estimator_is_on_policy_what_it_says():
+    """With pi = pi_old each policy loss has the gradient -A; with pi = pi_ref each estimate is 0."""
+    log_probs = jnp.array([[[-1.0, -2.0]]])
+    on, off = np.ones((1, 1, 2), bool), np.zeros((1, 1, 2), bool)
+    masks = LossMasks(trace=on, delimiter=off, reference=off)
+    for policy in ("nrt", "cispo", "ppo", "reinforce"):
+        config = NRTLossConfig(policy=policy, normaliser="constant")
+        gradient = jax.grad(lambda x, c=config: nrt_loss(x, log_probs, jnp.array([[0.7]]), x, masks, c)[0])(log_probs)
+        np.testing.assert_allclose(gradient, np.full((1, 1, 2), -0.7), rtol=1e-6)
+    for estimator, slope in (("k1", 1.0), ("k2", 0.0), ("k3", 0.0)):
+        config = NRTLossConfig(kl_weight=1.0, kl_estimator=estimator, normaliser="constant", trace_weight=0.0)
+        value, gradient = jax.value_and_grad(
+            lambda x, c=config: nrt_loss(x, log_probs, jnp.zeros((1, 1)), x, masks, c, None, log_probs)[0]
+        )(log_probs)
+        assert value == 0
+        np.testing.assert_allclose(gradient, np.full((1, 1, 2), slope))
