@@ -2,8 +2,8 @@
 
 Theirs: GRPO with std, eps 0.2 and 0.27, no token term; prompts whose rewards have a low standard deviation are dropped
 (beta x its moving average, decay 0.99, beta 0.9 in their Llama script); -1 for an n-gram seen too often; 0.9 R + 0.1
-for the format. Here: n-grams are of token ids (10 of them, 10 times), dropped prompts have advantage 0, and the format is
-that the policy wrote the delimiter, which is learned by cross-entropy too, as in NRT.
+for the format. Here: n-grams are of token ids (10 of them, 10 times), dropped prompts have advantage 0, and the format
+is that the policy wrote the delimiter, which is learned by cross-entropy too, as in NRT.
 """
 
 import dataclasses

@@ -17,6 +17,7 @@ answers of more than `MAX_ANSWER` characters are not read, and tags count only w
 """
 
 import dataclasses
+import functools
 import importlib
 import re
 import string
@@ -24,6 +25,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from nrt_jax import tasks
 from nrt_jax.data.example import Example
 from nrt_jax.errors import UserError, unknown_name
 
@@ -58,8 +60,9 @@ class VerifierConfig:
 
     Attributes:
         name: One of `nrt_jax.rewards.VERIFIERS`: `exact`, spaces at the ends aside; `normalised`, case, articles and
-            punctuation aside (SQuAD); `number`, the last number of both; `math`, equal in value (`math-verify`); or
-            the import path of a function, `package.module:function`.
+            punctuation aside (SQuAD); `number`, the last number of both; `math`, equal in value (`math-verify`); a
+            task, such as `deduction`, which judges answers to its own questions; or the import path of a function,
+            `package.module:function`.
         answer_tag: Name of the tags that hold the answer, such as `answer`; empty where all after the delimiter is it.
         right: Score of a right answer.
         wrong: Score of a wrong one; partly right ones lie between.
@@ -137,9 +140,11 @@ def get_verifier(name: str) -> Verifier:
     """
     if name in VERIFIERS:
         return VERIFIERS[name]
+    if tasks.is_task(name):
+        return functools.partial(_by_task, tasks.get(name))
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise unknown_name("verifier.name", name, VERIFIERS)
+        raise unknown_name("verifier.name", name, (*VERIFIERS, *tasks.TASKS))
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -212,6 +217,12 @@ def last_number(text: str) -> Fraction | None:
 
 
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
+
+
+def _by_task(task: tasks.Task, example: Example, completion: Completion) -> float | None:
+    if completion.answer is None:
+        return None
+    return {"exact": 1.0, "wrong": 0.0, "unparseable": None}[task.verdict(example, completion.answer)]
 
 
 def _compare(example: Example, completion: Completion, simplify: Callable[[str], str]) -> float | None:

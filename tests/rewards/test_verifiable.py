@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nrt_jax import tasks
 from nrt_jax.data import Example
 from nrt_jax.errors import UserError
 from nrt_jax.rewards.verifiable import (
@@ -107,6 +108,18 @@ def test_a_reference_that_cannot_be_compared_is_the_users_mistake():
         judge("number", "none", "4")
     with pytest.raises(UserError, match="cannot read the reference answer"):
         judge("math", "who knows", "4")
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_a_task_judges_answers_to_its_own_questions(name):
+    example, *others = tasks.get(name).examples(8, seed=1)
+    verify = get_verifier(name)
+    assert verify(example, Completion("", f" {example.answer}\n", well_formed=True)) == 1.0
+    assert verify(example, Completion("", None, well_formed=False)) is None
+    wrong = {other.answer for other in others} - {example.answer}
+    assert wrong
+    for answer in (*wrong, "no idea"):
+        assert verify(example, Completion("", answer, well_formed=True)) in (0.0, None)
 
 
 def half(example, completion):
