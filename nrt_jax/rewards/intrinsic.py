@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from nrt_jax.data.batch import Reference
 from nrt_jax.errors import unknown_name
 from nrt_jax.models import Model, Params, token_log_probs
-from nrt_jax.rollout.sampler import Rollout
+from nrt_jax.rollout.rollout import Rollout
 
 
 @flax.struct.dataclass

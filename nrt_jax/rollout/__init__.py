@@ -2,17 +2,8 @@
 
 from nrt_jax.rollout import engine
 from nrt_jax.rollout.draw import Truncation, check_truncation
-from nrt_jax.rollout.sampler import (
-    Rollout,
-    SamplingConfig,
-    cache_dtype,
-    cut_traces,
-    force,
-    prefill,
-    row_keys,
-    sample,
-    until_delimiter,
-)
+from nrt_jax.rollout.rollout import Rollout, cut_traces, until_delimiter
+from nrt_jax.rollout.sampler import SamplingConfig, cache_dtype, force, prefill, row_keys, sample
 
 __all__ = [
     "Rollout",

@@ -28,7 +28,8 @@ from nrt_jax.data.batch import Prompts
 from nrt_jax.models import Model, Params
 from nrt_jax.rollout import decoder, sampler
 from nrt_jax.rollout.decoder import PromptCache, Weights
-from nrt_jax.rollout.sampler import Groups, Rollout, Rows, SamplingConfig, row_keys
+from nrt_jax.rollout.rollout import Rollout
+from nrt_jax.rollout.sampler import Groups, Rows, SamplingConfig, row_keys
 
 HALVINGS = 3  # Of the number of seats, at most: few rows take little less time than fewer, and each is a program.
 
