@@ -34,10 +34,12 @@ class PlanConfig(TrainConfig):
     Attributes:
         topology: `KIND:SIZE`: v4, v5e, v5p or v6e and a grid of chips, as in v5e:4x4 and v5p:2x2x2; cpu:N or gpu:N.
         hbm_gib: Memory of a device in GiB; 0 for that of the TPU's kind, and for no limit elsewhere.
+        search: Find the largest micro-batch that fits: the gradient is compiled two times more, or a few.
     """
 
     topology: str = ""
     hbm_gib: float = 0.0
+    search: bool = True
 
 
 def main(config: PlanConfig) -> None:
@@ -59,7 +61,7 @@ def main(config: PlanConfig) -> None:
     too_large = [program for program in programs if program.memory.peak > limit]
     if topology.chip and not too_large:
         print(step_time(programs, topology))
-    if limit < math.inf:
+    if config.search and limit < math.inf:
         gradient = next(program for program in programs if program.name == "gradient")
         known = {part_size: gradient.memory.peak if gradient.out else math.inf}
         most = plan.largest_micro_batch(run, limit, known)

@@ -1,6 +1,6 @@
 """Plans every shipped recipe on its topologies and prints the table of docs/planning.md.
 
-python -m tests.soak.plans [NAME ..]    minutes to an hour of two cores; needs libtpu (the extra `tpu`)
+python -m tests.soak.plans [NAME ..] [--search False]    an hour or two of two cores; needs libtpu (the extra `tpu`)
 
 A recipe says in its docstring's first line where it runs: `... on v5e:4x4 and v5p:2x2x1, ...`.
 """
@@ -28,13 +28,15 @@ def recipes() -> list[tuple[str, str]]:
     return [(name, topology) for name, line in first_lines.items() for topology in _TOPOLOGY.findall(line)]
 
 
-def main(names: list[str]) -> int:
+def main(args: list[str]) -> int:
     """Prints each plan, then all of them as a table; returns 1 if one does not fit."""
+    first = next((i for i, arg in enumerate(args) if arg.startswith("--")), len(args))
+    names, flags = args[:first], args[first:]  # What launch.plan takes.
     rows, codes = [], []
     for name, topology in recipes():
         if names and name not in names:
             continue
-        command = [sys.executable, "-m", "launch.plan", "--config", name, "--topology", topology]
+        command = [sys.executable, "-m", "launch.plan", "--config", name, "--topology", topology, *flags]
         started = time.time()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         print(f"$ {' '.join(command[1:])}\n{done.stdout}{done.stderr}", flush=True)
