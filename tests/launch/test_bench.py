@@ -14,7 +14,7 @@ from nrt_jax.training.update import Lengths
 SHAPE = {"num-layers": 1, "hidden-size": 16, "intermediate-size": 24, "num-heads": 2, "num-kv-heads": 1, "head-dim": 8}
 SIZE = {"prompts": 3, "group-size": 2, "prompt-length": 6, "trace-length": 8, "answer-length": 4}
 SMALL = [f"--model.{name}={value}" for name, value in (SHAPE | {"vocab-size": 64}).items()]
-SMALL += [f"--size.{name}={value}" for name, value in SIZE.items()] + ["--chunk-size=4", "--repeats=2"]
+SMALL += [f"--size.{name}={value}" for name, value in SIZE.items()] + ["--chunk-size=8", "--repeats=2"]
 
 
 def config(*args: str) -> bench.BenchConfig:
@@ -31,9 +31,8 @@ def test_scoring_on_the_rollouts_caches_equals_scoring_by_full_forwards():
 
 @pytest.mark.parametrize(("share", "low", "high"), [(1.0, 39.99, 40.01), (0.25, 6.0, 13.0)])
 def test_traces_are_as_long_as_asked(share, low, high):
-    work = bench.Bench(
-        config("rollout", "--mean-length", str(share), "--size.trace-length", "40", "--size.group-size", "40")
-    )
+    sizes = ("--size.trace-length", "40", "--size.group-size", "40", "--chunk-size", "40")
+    work = bench.Bench(config("rollout", "--mean-length", str(share), *sizes))
     (part,) = work.sample(work.params)
     length = float(np.mean(part.rollout.mask.sum(-1)))
     assert low <= length <= high

@@ -35,7 +35,7 @@ def assert_same(a, b):
         np.testing.assert_allclose(x * in_trace, y * in_trace, atol=3e-5)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.integers(0, 1000), st.sampled_from([(3, 4), (5, 2)]), st.integers(0, MANY))
 def test_engine_equals_sample_whatever_the_chunks_the_seats_and_the_lengths(seed, chunk_and_seats, num_stops):
     """With 2 or 4 seats for 9 rows, rows start in the middle of others' chunks, and prompts wait."""

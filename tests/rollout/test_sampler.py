@@ -102,7 +102,7 @@ def test_padding_and_order_of_the_batch_change_nothing():
 
 def test_jit_equals_no_jit():
     model, params = tiny_model()
-    batch, config = random_batch(5, (2, 3, 4)), sampling(max_new_tokens=3)
+    batch, config = random_batch(5, (2, 3, 4)), sampling(group_size=2, chunk_size=2, max_new_tokens=2)
     with jax.disable_jit():
         plain = sample(model, params, batch.prompts, jax.random.key(1), config)
     same_rows(sample(model, params, batch.prompts, jax.random.key(1), config), plain)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrt_jax.data import Prompts
@@ -91,6 +91,7 @@ def assert_same(found, expected):
             np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@settings(max_examples=6)
 @given(seed=st.integers(0, 999), longest=st.lists(st.sampled_from([4, T]), min_size=P, max_size=P))
 def test_update_is_that_of_the_whole_padded_batch_for_any_number_of_micro_batches(seed, longest):
     batch = random_learner_batch(seed, longest)
@@ -100,6 +101,7 @@ def test_update_is_that_of_the_whole_padded_batch_for_any_number_of_micro_batche
         assert_same(updated(batch, micro_batches=micro_batches), expected)
 
 
+@settings(max_examples=6)
 @given(seed=st.integers(0, 999), order=st.permutations(range(P)), padding=st.sampled_from([0, 8]))
 def test_update_ignores_the_order_of_prompts_and_traces_and_the_width_of_the_padding(seed, order, padding):
     batch = random_learner_batch(seed, [T, 4, T, 4])
