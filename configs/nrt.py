@@ -36,8 +36,8 @@ def get_config() -> TrainConfig:
     )
 
 
-def on(mesh: MeshConfig, model: str, *, micro_batches: int, max_rows: int, cache_dtype: str = "auto") -> TrainConfig:
+def on(mesh: MeshConfig, model: str, *, micro_batches: int, max_rows: int) -> TrainConfig:
     """The recipe for a model and the devices that it fits on: the numbers of the method stay."""
     recipe = get_config()
-    rollout = dataclasses.replace(recipe.rollout, max_rows=max_rows, cache_dtype=cache_dtype)
+    rollout = dataclasses.replace(recipe.rollout, max_rows=max_rows)
     return dataclasses.replace(recipe, model=model, mesh=mesh, micro_batches=micro_batches, rollout=rollout)

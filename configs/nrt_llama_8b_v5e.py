@@ -7,6 +7,5 @@ from nrt_jax.training.config import TrainConfig
 
 def get_config() -> TrainConfig:
     """Give it `--data SOURCE`. What it takes: `python -m launch.plan --config nrt_llama_8b_v5e --topology v5e:8x8`."""
-    return nrt.on(
-        MeshConfig(fsdp=16, tensor=4), "meta-llama/Llama-3.1-8B", micro_batches=4, max_rows=8, cache_dtype="int8"
-    )
+    mesh = MeshConfig(fsdp=8, tensor=8, decode_tensor=4)
+    return nrt.on(mesh, "meta-llama/Llama-3.1-8B", micro_batches=8, max_rows=8)

@@ -97,8 +97,8 @@ def updated(name=None, micro_batches=1):
     )
 
 
-@pytest.mark.parametrize("name", ["2x2x2", "1x2x4"])
-def test_replicas_of_several_devices_sample_the_same_tokens_and_find_the_same_rewards(name):
+@pytest.mark.parametrize("name", MESHES)
+def test_replicas_sample_the_same_tokens_and_find_the_same_rewards(name):
     (batch, outcome), (expected, expected_outcome) = collected(name), collected()
     np.testing.assert_array_equal(batch.tokens, expected.tokens)
     assert len(np.unique(np.asarray(outcome.trace_length))) > 2

@@ -1,0 +1,121 @@
+"""Sample chains of thought that end in a right answer.
+
+python -m launch.chains --checkpoint DIR --data SOURCE --output chains.jsonl --samples 8 --keep 1
+
+A row of the output is {"question", "answer", "trace"}, as training takes it, or, of a chat, {"messages", "trace"}: the
+reference answer, and a trace after which the checkpoint wrote an answer that the verifier finds right. For hints
+(docs/stephint.md) and for --objective sft_with_trace.
+"""
+
+import dataclasses
+import math
+import sys
+import time
+from typing import Any, Literal
+
+from launch import cli
+from launch.score import as_in_training
+from nrt_jax import checkpoints, jsonl
+from nrt_jax.data import Example, formats
+from nrt_jax.data.encode import Encoder, TextConfig
+from nrt_jax.data.formats import TraceFormatConfig
+from nrt_jax.data.load import load, open_sources
+from nrt_jax.data.rows import DataConfig
+from nrt_jax.errors import UserError
+from nrt_jax.evaluation.rejection import right_chains
+from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChainsConfig:
+    """Right chains of thought.
+
+    Attributes:
+        checkpoint: Who thinks: a model's folder in Hugging Face format, an Orbax checkpoint, a run's folder, or a PEFT
+            adapter's.
+        data: Questions and answers, as in `launch.train`; what it would hold out stays out.
+        output: JSONL file to write.
+        samples: Completions of each question.
+        keep: Most that are kept of each; the first right ones.
+        max_new_tokens: Of trace, delimiter and answer together.
+        temperature: Divides the logits.
+        seed: Of the sampling, and of a task's questions.
+        batch_size: Completions decoded at once.
+        dtype: Compute dtype of the model.
+        verifier: How answers are judged.
+        dataset: Columns, bad rows, size and level of a task.
+        text: Template and length limits; of a run's checkpoint by default those of the run.
+        trace: Trace format; of a run's checkpoint by default that of the run.
+    """
+
+    checkpoint: str
+    data: tuple[str, ...]
+    output: str
+    samples: int = 8
+    keep: int = 1
+    max_new_tokens: int = 1024
+    temperature: float = 1.0
+    seed: int = 0
+    batch_size: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    verifier: VerifierConfig = VerifierConfig()
+    dataset: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    trace: TraceFormatConfig = TraceFormatConfig()
+
+    def validate(self) -> None:
+        """Raises UserError for values that cannot work."""
+        for name in ("samples", "keep", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} cannot work; expected a number above 0")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise UserError(f"temperature: {self.temperature} cannot work; expected a number above 0")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed: {self.seed} cannot work; expected a number from 0 to below 2**32")
+        get_verifier(self.verifier.name)
+
+
+def main(config: ChainsConfig) -> None:
+    """Reads, samples, judges, writes."""
+    config.validate()
+    opened = open_sources(config.data, config.dataset, num_held_out=1, seed=config.seed)
+    jsonl.check_writable(config.output, field="output")
+    model, params, tokenizer = checkpoints.load(config.checkpoint, dtype=config.dtype)
+    trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
+    encoder = Encoder(tokenizer, trace_format, config.text)
+    longest = model.config.max_position_embeddings - config.max_new_tokens
+    rows = list(load(opened, encoder, config.dataset, num_held_out=1, max_length=longest))
+
+    started, done = time.monotonic(), {}
+    for found in right_chains(
+        model,
+        params,
+        Rules(encoder, config.verifier),
+        rows,
+        samples=config.samples,
+        keep=config.keep,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    ):
+        done |= found
+        print(f"{len(done)} of {len(rows)} questions, {sum(map(bool, done.values()))} with a chain", file=sys.stderr)
+    chains = [example for i in range(len(rows)) for example in done[i]]
+    lines = [jsonl.Row(i, f"chain {i}", _row(example)) for i, example in enumerate(chains, 1)]
+    jsonl.write(config.output, lines, field="output")
+    print(
+        f"kept {len(chains)} chains of {sum(map(bool, done.values()))} questions; {len(rows)} questions, "
+        f"{config.samples} samples each, in {time.monotonic() - started:.1f} s; written to {config.output}"
+    )
+
+
+def _row(example: Example) -> dict[str, Any]:
+    if not example.history:
+        return {"question": example.question, "answer": example.answer, "trace": example.trace}
+    turns = (*example.history, ("user", example.question), ("assistant", example.answer))
+    return {"messages": [{"role": role, "content": content} for role, content in turns], "trace": example.trace}
+
+
+if __name__ == "__main__":
+    cli.run(main, ChainsConfig, "python -m launch.chains", __doc__, implied=as_in_training)

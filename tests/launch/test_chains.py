@@ -1,0 +1,72 @@
+"""launch.chains keeps the traces of right answers, and what it writes is data to train on."""
+
+import json
+
+import pytest
+
+from launch import chains, cli
+from nrt_jax import tasks
+from nrt_jax.data.rows import DataConfig, parse
+from nrt_jax.data.sources import open_rows
+from tests.fixtures_run import examples, write_rows
+
+NUM = 6
+
+
+def always(example, completion):
+    """Every answer is right."""
+    return None if completion.answer is None else 1.0
+
+
+def never(example, completion):
+    """No answer is."""
+    return 0.0
+
+
+def run(folder, *flags, data="clock"):
+    path = folder / "chains.jsonl"
+    sizes = ["--dataset.size", str(NUM), "--samples", "6", "--max-new-tokens", "64", "--batch-size", "36"]
+    args = ["--checkpoint", "tiny", "--data", data, "--output", str(path), *sizes, *flags]
+    cli.run(chains.main, chains.ChainsConfig, "chains", "", args=args)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_chains_are_of_right_answers_in_the_order_of_the_questions_and_can_be_trained_on(tmp_path, capsys):
+    task = tasks.get("clock")
+    asked = {e.question: e for e in task.examples(NUM, 0)}
+    rows = run(tmp_path, "--keep", "3")
+    questions = list(dict.fromkeys(row["question"] for row in rows))
+    assert 0 < len(questions) <= NUM and questions == [q for q in asked if q in questions]
+    pairs = [(row["question"], row["trace"]) for row in rows]
+    assert len(set(pairs)) == len(pairs) and all(pairs.count((q, t)) == 1 for q, t in pairs)
+    assert all(row["answer"] == asked[row["question"]].answer for row in rows)
+    # A right answer is a guess in 1 of 12 or less; the model's working makes the others right.
+    useful = [task.is_useful(asked[q], trace) or trace.startswith("From") for q, trace in pairs]
+    assert sum(useful) >= len(useful) / 2
+    read = [parse(row, DataConfig()) for row in open_rows(str(tmp_path / "chains.jsonl"), DataConfig())]
+    assert [(e.question, e.trace) for e in read] == pairs
+    assert f"kept {len(rows)} chains of {len(questions)} questions; {NUM} questions" in capsys.readouterr().out
+
+
+def test_the_verifier_decides_and_keep_limits(tmp_path):
+    all_right = run(tmp_path, "--verifier.name", f"{__name__}:always", "--keep", "2")
+    kept = [sum(row["question"] == q for row in all_right) for q in {row["question"] for row in all_right}]
+    assert set(kept) <= {1, 2} and 2 in kept
+    assert run(tmp_path, "--verifier.name", f"{__name__}:never") == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--samples", "0"], "samples: 0 cannot work"),
+        (["--temperature", "0"], "temperature: 0.0 cannot work"),
+        (["--verifier.name", "exakt"], "verifier.name: unknown value 'exakt'"),
+        (["--max-new-tokens", "5000"], "longer than"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, problem):
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, *flags, data=str(write_rows(tmp_path / "rows.jsonl", examples(4))))
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and problem in error
+    assert not (tmp_path / "chains.jsonl").exists()
