@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from launch import cli, convert, generate, merge, plan, score, train
+from launch import chains, cli, convert, generate, merge, plan, score, train
 from launch.ablate import AblationConfig
 from launch.prepare import PrepareConfig
 from launch.pretrain import PretrainConfig
@@ -26,6 +26,7 @@ CONFIGS = {
     "generate": (generate.GenerateConfig, None),
     "score": (score.ScoreConfig, None),
     "convert": (convert.ConvertConfig, None),
+    "chains": (chains.ChainsConfig, None),
     "merge": (merge.MergeConfig, None),
     "plan": (plan.PlanConfig, None),
 }
