@@ -21,12 +21,12 @@ def get_config() -> AblationConfig:
         arms=("plain", "hints"),
         recipe=dataclasses.replace(
             recipe,
-            steps=60,
+            steps=150,
             dataset=dataclasses.replace(recipe.dataset, level="hard"),
             rollout=dataclasses.replace(recipe.rollout, **rollout),
             hints=HintConfig(min_distance=3),
             reward=RewardConfig(intrinsic=0.0, verifiable=1.0),
-            evaluation=dataclasses.replace(recipe.evaluation, questions=256, every=15, examples=0),
+            evaluation=dataclasses.replace(recipe.evaluation, questions=256, every=30, examples=0),
             checkpoint=dataclasses.replace(recipe.checkpoint, every=0, keep=1),
         ),
     )

@@ -22,6 +22,7 @@ from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.data.load import load, open_sources
 from nrt_jax.data.rows import DataConfig
 from nrt_jax.errors import UserError
+from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.evaluation.rejection import right_chains
 from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
 
@@ -33,7 +34,9 @@ class ChainsConfig:
     Attributes:
         checkpoint: Who thinks: a model's folder in Hugging Face format, an Orbax checkpoint, a run's folder, or a PEFT
             adapter's.
-        data: Questions and answers, as in `launch.train`; what it would hold out stays out.
+        data: Questions and answers, as in `launch.train`.
+        held_out: What a run would hold out of a file for evaluation, its last tenth but at most so many rows, stays
+            out: `evaluation.questions` of that run.
         output: JSONL file to write.
         samples: Completions of each question.
         keep: Most that are kept of each; the first right ones.
@@ -51,6 +54,7 @@ class ChainsConfig:
     checkpoint: str
     data: tuple[str, ...]
     output: str
+    held_out: int = EvaluationConfig().questions
     samples: int = 8
     keep: int = 1
     max_new_tokens: int = 1024
@@ -65,7 +69,7 @@ class ChainsConfig:
 
     def validate(self) -> None:
         """Raises UserError for values that cannot work."""
-        for name in ("samples", "keep", "max_new_tokens", "batch_size"):
+        for name in ("held_out", "samples", "keep", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} cannot work; expected a number above 0")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -78,13 +82,13 @@ class ChainsConfig:
 def main(config: ChainsConfig) -> None:
     """Reads, samples, judges, writes."""
     config.validate()
-    opened = open_sources(config.data, config.dataset, num_held_out=1, seed=config.seed)
+    opened = open_sources(config.data, config.dataset, num_held_out=config.held_out, seed=config.seed)
     jsonl.check_writable(config.output, field="output")
     model, params, tokenizer = checkpoints.load(config.checkpoint, dtype=config.dtype)
     trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
     encoder = Encoder(tokenizer, trace_format, config.text)
     longest = model.config.max_position_embeddings - config.max_new_tokens
-    rows = list(load(opened, encoder, config.dataset, num_held_out=1, max_length=longest))
+    rows = list(load(opened, encoder, config.dataset, num_held_out=config.held_out, max_length=longest))
 
     started, done = time.monotonic(), {}
     for found in right_chains(

@@ -8,7 +8,7 @@ import dataclasses
 
 from configs import nrt
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
-from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.config import ReferenceConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -29,4 +29,5 @@ def change(recipe: TrainConfig) -> TrainConfig:
             delimiter_weight=0.0,
             token_weight=0.0,
         ),
+        reference=ReferenceConfig(),
     )

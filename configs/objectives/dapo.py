@@ -10,7 +10,7 @@ import dataclasses
 from configs import nrt
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import ShapingConfig
-from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.config import ReferenceConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -20,7 +20,7 @@ def get_config() -> TrainConfig:
 
 def change(recipe: TrainConfig) -> TrainConfig:
     """Makes any recipe's method this one."""
-    longest = recipe.rollout.max_trace_length
+    longest = recipe.max_sampled_length
     return dataclasses.replace(
         recipe,
         reward=dataclasses.replace(
@@ -35,4 +35,5 @@ def change(recipe: TrainConfig) -> TrainConfig:
             delimiter_weight=0.0,
             token_weight=0.0,
         ),
+        reference=ReferenceConfig(),
     )

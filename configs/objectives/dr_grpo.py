@@ -8,7 +8,7 @@ import dataclasses
 
 from configs import nrt
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
-from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.config import ReferenceConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -26,8 +26,9 @@ def change(recipe: TrainConfig) -> TrainConfig:
             ratio_low=0.8,
             ratio_high=1.2,
             normaliser="sequence_mean_token_sum",
-            constant=float(recipe.rollout.max_trace_length),
+            constant=float(recipe.max_sampled_length),
             delimiter_weight=0.0,
             token_weight=0.0,
         ),
+        reference=ReferenceConfig(),
     )

@@ -9,7 +9,7 @@ import dataclasses
 
 from configs import nrt
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
-from nrt_jax.training.config import RewardConfig, TrainConfig
+from nrt_jax.training.config import ReferenceConfig, RewardConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -30,4 +30,5 @@ def change(recipe: TrainConfig) -> TrainConfig:
             normaliser="sequence_mean_token_mean",
             token_weight=0.0,
         ),
+        reference=ReferenceConfig(),
     )

@@ -11,7 +11,7 @@ from configs import nrt
 from configs.objectives.rloo import one_update
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.rewards import ShapingConfig
-from nrt_jax.training.config import RewardConfig, TrainConfig
+from nrt_jax.training.config import ReferenceConfig, RewardConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -28,4 +28,5 @@ def change(recipe: TrainConfig) -> TrainConfig:
         loss=NRTLossConfig(
             policy="reinforce", normaliser="sequence_mean_token_sum", token_signal="derived", delimiter_weight=0.0
         ),
+        reference=ReferenceConfig(),
     )

@@ -47,7 +47,7 @@ class Answered:
         answer: The answer as text, None where there is none.
         correct: The verifier finds it right.
         empty_trace_answer: The greedy answer when the delimiter follows the question at once.
-        empty_trace_correct: Whether that is the reference.
+        empty_trace_correct: Whether the verifier finds that right.
         token_log_probs: log c_i of y* after this trace, in nats.
         base_token_log_probs: log c_i,base of y* after the empty trace, in nats.
     """

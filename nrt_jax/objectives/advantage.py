@@ -29,11 +29,6 @@ class AdvantageConfig:
     min_std: float = 0.0
     std_decay: float = 0.99
 
-    @property
-    def needs_batch(self) -> bool:
-        """Whether one prompt's advantages depend on other prompts."""
-        return self.scale in ("batch", "batch_std") or self.min_std > 0
-
 
 BASELINES = {
     "none": lambda reward, baseline: reward,

@@ -67,6 +67,8 @@ def aggregate_group(
     mask: jax.Array,
     trace_length: jax.Array,
     matched: jax.Array,
+    *,
+    same_policy: bool = True,
 ) -> tuple[Reward, jax.Array]:
     """R and token signal of K traces a prompt, and R of the empty trace, for any mode. Constant in the loss.
 
@@ -77,6 +79,7 @@ def aggregate_group(
         mask: [P, T] bool, the reference's tokens, EOS included.
         trace_length: [P, K] int.
         matched: [P, K] bool, the policy wrote the delimiter itself.
+        same_policy: One policy gave both log-probabilities, so that an empty trace has the baseline as its reward.
 
     Returns:
         Reward(trace [P, K], token [P, K, T]) and the baseline [P]; 0 for `nover`, which has none.
@@ -95,7 +98,7 @@ def aggregate_group(
         baseline = jnp.sum(log_base[:, 0], -1) if mode == "jepo" else jnp.zeros(len(log_base))
     else:
         raise unknown_name("reward.mode", mode, (*AGGREGATIONS, *GROUP_AGGREGATIONS))
-    if mode == "nover":
+    if mode == "nover" or not same_policy:
         return reward, baseline
     # A sampled empty trace IS the baseline. Scored in another shape it is an ulp off, and where nothing else in
     # the group helps, max(0, R - R_base) would hand that ulp, divided by its own std, to the empty trace.

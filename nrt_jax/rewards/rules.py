@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nrt_jax import tasks
 from nrt_jax.data.encode import Encoded, Encoder
 from nrt_jax.errors import UserError
 from nrt_jax.rewards.verifiable import Completion, Verifier, VerifierConfig, get_verifier, parse_completion
@@ -49,8 +50,9 @@ class Rules:
         Raises:
             UserError: It says neither a number nor None.
         """
-        # Spelt as the tokenizer spells the policy's answers.
-        example = dataclasses.replace(row.example, answer=self.encoder.tokenizer.decode(row.answer[:-1]))
+        example = row.example
+        if not tasks.is_task(self.config.name):  # Spelt as the tokenizer spells the policy's answers.
+            example = dataclasses.replace(example, answer=self.encoder.tokenizer.decode(row.answer[:-1]))
         verdict = self.verifier(example, completion)
         if verdict is None or (isinstance(verdict, int | float | np.number) and np.isfinite(verdict)):
             return verdict
@@ -64,7 +66,13 @@ class Rules:
         return self.verdict(row, completion) == 1.0
 
     def score(
-        self, rows: Sequence[Encoded], tokens: np.ndarray, lengths: np.ndarray, *, has_answers: bool
+        self,
+        rows: Sequence[Encoded],
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        names: Sequence[str] = ("format", "verifiable"),
+        *,
+        has_answers: bool,
     ) -> dict[str, np.ndarray]:
         """Scores what was sampled.
 
@@ -72,19 +80,20 @@ class Rules:
             rows: P questions.
             tokens: [P, K, Z] int32, trace, delimiter, answer and EOS.
             lengths: [P, K] int32, how many of them were sampled.
+            names: What is asked for; `verifiable` needs answers.
             has_answers: Whether rows went on after the delimiter.
 
         Returns:
-            format, 1 where the completion is well formed and 0 elsewhere (without answers, where the policy wrote the
-            delimiter), and, with answers, verifiable: the verifier's score; each [P, K] float32.
+            By name, [P, K] float32: format, 1 where the completion is well formed and 0 elsewhere (without answers,
+            where the policy wrote the delimiter); verifiable, the verifier's score.
         """
-        scores = {name: np.zeros(lengths.shape, np.float32) for name in ("format", "verifiable")[: 1 + has_answers]}
+        scores = {name: np.zeros(lengths.shape, np.float32) for name in names}
         for p, k in np.ndindex(lengths.shape):
             sampled = tokens[p, k, : lengths[p, k]]
-            if has_answers:
-                completion = self.read(sampled)
-                scores["format"][p, k] = completion.well_formed
+            completion = self.read(sampled) if has_answers else None
+            if "format" in scores:
+                has_delimiter = self.encoder.format.delimiter in sampled
+                scores["format"][p, k] = completion.well_formed if completion else has_delimiter
+            if "verifiable" in scores:
                 scores["verifiable"][p, k] = self.config.score(self.verdict(rows[p], completion))
-            else:
-                scores["format"][p, k] = self.encoder.format.delimiter in sampled
         return scores

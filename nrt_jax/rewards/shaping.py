@@ -11,8 +11,8 @@ class ShapingConfig:
     """Punishments; all off.
 
     Attributes:
-        require_delimiter: The reward is 0, and so is its token signal, where the policy did not write the delimiter
-            itself (VeriFree: truncated, or without an answer).
+        require_delimiter: The intrinsic reward is 0, and so is its token signal, where the policy did not write the
+            delimiter itself (VeriFree: truncated, or without an answer).
         overlong_max: L_max, sampled tokens from which on a trace is punished by -1 (DAPO); 0 is off.
         overlong_cache: L_cache: from L_max - L_cache on the punishment grows from 0 to that.
         ngram_count: A trace in which any n-gram is seen so often is punished by -1 (RLPR: 10); 0 is off.
@@ -24,11 +24,6 @@ class ShapingConfig:
     overlong_cache: int = 0
     ngram_count: int = 0
     ngram_size: int = 10
-
-    @property
-    def punishes(self) -> bool:
-        """Whether anything is added to rewards."""
-        return bool(self.overlong_max or self.ngram_count)
 
 
 def punishment(tokens: jax.Array, mask: jax.Array, config: ShapingConfig) -> jax.Array:

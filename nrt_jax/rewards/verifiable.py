@@ -7,8 +7,9 @@ its import path, `--verifier.name my_module:my_function`:
     def my_function(example: Example, completion: Completion) -> float | None:
         return None if completion.answer is None else float(example.answer in completion.answer)
 
-What is judged comes from a policy that is rewarded for being judged right. So nothing of it is evaluated as code,
-answers of more than `MAX_ANSWER` characters are not read, and tags count only where the format puts them:
+What is judged comes from a policy that is rewarded for being judged right. So answers of more than `MAX_ANSWER`
+characters are not read; formulas go to `math-verify` only if they are short and no towers of powers, with a second to
+be compared in; and tags count only where the format puts them:
 
     z </think> answer EOS                            the answer is what follows the delimiter
     z </think> <answer> answer </answer> EOS         with verifier.answer_tag "answer": what the one pair of tags holds
@@ -28,9 +29,12 @@ from fractions import Fraction
 from nrt_jax import tasks
 from nrt_jax.data.example import Example
 from nrt_jax.errors import UserError, unknown_name
+from nrt_jax.tasks.puzzle import MAX_ANSWER_CHARACTERS
 
 #: Characters of an answer that is read; a longer one is not judged.
-MAX_ANSWER = 10_000
+MAX_ANSWER = MAX_ANSWER_CHARACTERS
+#: Characters of a formula that is read, and seconds that reading or comparing one may take.
+MAX_FORMULA, MATH_SECONDS = 1000, 1
 #: Characters of a number that is read.
 MAX_NUMBER = 100
 
@@ -126,7 +130,7 @@ def math(example: Example, completion: Completion) -> float | None:
             f"verifier.name: 'math' cannot read the reference answer {example.answer[:100]!r}; expected mathematics, "
             "or another verifier"
         )
-    return float(math_verify.verify(reference, found)) if found else None
+    return float(math_verify.verify(reference, found, timeout_seconds=MATH_SECONDS)) if found else None
 
 
 VERIFIERS: dict[str, Verifier] = {"exact": exact, "normalised": normalised, "number": number, "math": math}
@@ -141,15 +145,17 @@ def get_verifier(name: str) -> Verifier:
     if name in VERIFIERS:
         return VERIFIERS[name]
     if tasks.is_task(name):
+        tasks.check_verifier(name)
         return functools.partial(_by_task, tasks.get(name))
     module, colon, attribute = name.partition(":")
     if not colon:
         raise unknown_name("verifier.name", name, (*VERIFIERS, *tasks.TASKS))
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # of any kind: a user's module runs
         raise UserError(
-            f"verifier.name: cannot import {name!r}: {error}; expected package.module:function on Python's path"
+            f"verifier.name: cannot import {name!r}: {type(error).__name__}: {error}; expected package.module:function "
+            "on Python's path"
         ) from error
     if not callable(function):
         raise UserError(f"verifier.name: {name!r} is a {type(function).__name__}; expected a function")
@@ -216,6 +222,8 @@ def last_number(text: str) -> Fraction | None:
     return Fraction(value) / int(divisor or 1)
 
 
+#: Powers of powers, exponents and factorials of many digits: a few characters, and more digits than memory holds.
+_EXPLOSIVE = re.compile(r"(?:\^|\*\*)\s*[{(]?\s*(?:\d{4}|\d+\s*[})]?\s*(?:\*\*|\^))|\d{4}\s*!|!\s*[)}]?\s*!")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
 
 
@@ -233,4 +241,8 @@ def _compare(example: Example, completion: Completion, simplify: Callable[[str],
 
 def _parse_math(parse: Callable[[str], list], text: str) -> list:
     """Formulas may come without the dollar signs that `math-verify` looks for; words would be products of letters."""
-    return parse(text) or ([] if _WORD.search(text) else parse(f"${text}$"))
+    if len(text) > MAX_FORMULA or _EXPLOSIVE.search(text):
+        return []
+    read = functools.partial(parse, parsing_timeout=MATH_SECONDS)
+    is_bare = "$" not in text and not _WORD.search(text)
+    return (read(f"${text}$") if is_bare else []) or read(text)

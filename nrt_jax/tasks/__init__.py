@@ -49,6 +49,12 @@ def is_task(name: str) -> bool:
     return name in TASKS or name.startswith(gym.PREFIX)
 
 
+def check_verifier(name: str) -> None:
+    """Raises UserError for a task whose verifier would run answers as Python."""
+    if name.startswith(gym.PREFIX):
+        gym.check_verifier(name)
+
+
 def get(name: str) -> Task:
     """The task of that name.
 

@@ -85,10 +85,7 @@ class GymTask:
         Raises:
             UserError: The verifier would run the answer, or this process has not made the example by `examples`.
         """
-        if self.name.removeprefix(PREFIX) in EVALUATES:
-            raise UserError(
-                f"{self.name}: its verifier runs answers as Python; expected another dataset, or a verifier by rules"
-            )
+        check_verifier(self.name)
         entry = self._entries.get((example.question, example.answer))
         if entry is None:
             raise UserError(f"{self.name}: the question {example.question!r:.60} is none of those generated here")
@@ -105,6 +102,14 @@ class GymTask:
         spread = int.from_bytes(hashlib.sha256(f"{self.name}/{seed}".encode()).digest()[:4], "big")
         dataset = _create(self.name, seed=spread, size=most)
         return (dataset[i] for i in range(most))
+
+
+def check_verifier(name: str) -> None:
+    """Raises UserError if the verifier of `gym:NAME` would run an answer as Python."""
+    if name.removeprefix(PREFIX) in EVALUATES:
+        raise UserError(
+            f"{name}: its verifier runs answers as Python; expected another dataset, or a verifier by rules"
+        )
 
 
 @functools.cache

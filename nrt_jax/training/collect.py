@@ -42,6 +42,7 @@ def collect(
     loss_config: NRTLossConfig,
     reference_config: ReferenceConfig = ReferenceConfig(),  # noqa: B008
     max_length: int,
+    max_trace_length: int | None = None,
     has_opening: bool = False,
     **configs: Any,
 ) -> tuple[LearnerBatch, Outcome]:
@@ -64,6 +65,7 @@ def collect(
         loss_config: As for `reward_rollout`.
         reference_config: As for `reward_rollout`.
         max_length: Most tokens of prompt, trace, delimiter and answer together.
+        max_trace_length: As for `score_rollout`.
         has_opening: The prompts end with an opening tag.
         **configs: More of `reward_rollout`.
 
@@ -74,7 +76,7 @@ def collect(
     batch = parallel.pad_alike(batch)
 
     def score_all(parts, batch):
-        how = {"reward_config": reward_config, "max_length": max_length}
+        how = {"reward_config": reward_config, "max_length": max_length, "max_trace_length": max_trace_length}
         return score_parts(model, parts, batch, sampling.temperature, **how)
 
     if chains:
@@ -131,6 +133,7 @@ def score_parts(
     *,
     reward_config: RewardConfig,
     max_length: int,
+    max_trace_length: int | None = None,
 ) -> Scored:
     """Scores the parts of a rollout where they were sampled.
 
@@ -141,17 +144,19 @@ def score_parts(
         temperature: Of the rollout.
         reward_config: Which rewards.
         max_length: Most tokens of prompt, trace, delimiter and answer together.
+        max_trace_length: As for `score_rollout`.
 
     Returns:
         All groups in the order of the batch, whatever the order in which they were done.
     """
+    how = {"reward_config": reward_config, "max_length": max_length, "max_trace_length": max_trace_length}
     indices, done = [], []  # Of each part.
     for part in parts:
         num_padding = len(part.rollout.finished) - len(part.prompts)
         index = np.append(part.prompts, np.repeat(part.prompts[:1], num_padding))
         args = (part.params, part.rollout, batch.take(index), temperature)
         with parallel.on(part.params):
-            done.append(score_rollout(*args, model=model, reward_config=reward_config, max_length=max_length))
+            done.append(score_rollout(*args, model=model, **how))
         indices.append(part.prompts)
     if len(done) == 1:  # All prompts, in order.
         return done[0]

@@ -244,12 +244,14 @@ class TrainConfig:
         get_verifier(self.verifier.name)
         if self.hints.steps:
             self._validate_hints()
+        _require_finite(self)
         needs_group = self.advantage.scale not in ("none", "batch") or self.advantage.min_std > 0
+        needs_group |= self.reward.normalise == "group"
         _require(
             self.objective != "nrt" or self.rollout.group_size > 1 or not needs_group,
             "rollout.group_size",
             self.rollout.group_size,
-            "at least 2, since one trace has no standard deviation, or --advantage.scale none",
+            "at least 2, since one trace has no standard deviation, or --advantage.scale batch",
         )
         self._validate_method()
         _require(self.lora.rank == 0 or self.lora.alpha > 0, "lora.alpha", self.lora.alpha, "a number above 0")
@@ -287,15 +289,33 @@ class TrainConfig:
             f"{hints.group_size} = hints.per_level x (hints.steps - 1) + hints.plain + 1",
         )
         _require(self.objective == "nrt", "hints.steps", hints.steps, f"0 with --objective {self.objective}")
+        _require(
+            not (self.verifier.answer_tag and self.reward.samples_answer),
+            "verifier.answer_tag",
+            repr(self.verifier.answer_tag),
+            "none with hints: the chain's own row ends in y*, which has no tags",
+        )
 
     def _validate_method(self) -> None:
         """Refuses parts of methods that do not go together."""
         mode, reference, loss, shaping = self.reward.mode, self.reference, self.loss, self.reward.shaping
+        weights = (self.reward.intrinsic, self.reward.format, self.reward.verifiable)
+        is_punished = bool(shaping.overlong_max or shaping.ngram_count)
+        is_alone = weights == (1, 0, 0) and self.reward.normalise == "none" and not is_punished
+        is_alone &= loss.kl_weight == 0 or loss.kl_in == "loss"
+        is_alone &= mode in ("jepo", "log_prob") and self.advantage.clip == "none"
         _require(
-            self.advantage.scale != "jepo" or (mode in ("jepo", "log_prob") and self.advantage.clip == "none"),
+            self.advantage.scale != "jepo" or is_alone,
             "advantage.scale",
             "'jepo'",
-            "--reward.mode jepo or log_prob and --advantage.clip none, since it takes log p of whole answers",
+            "--reward.mode jepo or log_prob of weight 1, --advantage.clip none and nothing added to it, since it takes "
+            "log p of whole answers",
+        )
+        _require(
+            not shaping.require_delimiter or (self.reward.intrinsic != 0 and mode != "random"),
+            "reward.shaping.require_delimiter",
+            True,
+            "an intrinsic reward, which it makes 0",
         )
         _require(
             not (shaping.require_delimiter and mode in BELOW_ZERO),
@@ -334,6 +354,13 @@ class TrainConfig:
             repr(reference.scores),
             "'nothing', since it scores y* for the intrinsic reward, and there is none",
         )
+
+    @property
+    def max_sampled_length(self) -> int:
+        """Most tokens that a row samples, its answer included where it has one."""
+        rollout = self.rollout
+        longest_answer = rollout.max_answer_length or self.text.max_answer_length
+        return rollout.max_trace_length + (1 + longest_answer if self.reward.samples_answer else 0)
 
     def _field(self, name: str):
         """The value of a dotted field name."""
@@ -386,6 +413,15 @@ _NOT_NEGATIVE = (
     "checkpoint.every",
     "checkpoint.best",
 )
+
+
+def _require_finite(config, prefix: str = "") -> None:
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            _require_finite(value, f"{name}.")
+        elif isinstance(value, float):
+            _require(math.isfinite(value), name, value, "a finite number")
 
 
 def _require(condition: bool, field: str, value, expected: str) -> None:

@@ -39,11 +39,18 @@ class Chains:
 
     @classmethod
     def of(
-        cls, rows: Sequence[Encoded], trace_format: TraceFormat, config: HintConfig, *, with_answer: bool
+        cls,
+        rows: Sequence[Encoded],
+        trace_format: TraceFormat,
+        config: HintConfig,
+        *,
+        with_answer: bool,
+        max_length: int,
     ) -> "Chains":
-        """The demonstrations of some rows, all of which have one."""
+        """The demonstrations of some rows, all of which have one; a trace that does not fit loses its tail."""
         ends = [(trace_format.delimiter, *(row.answer if with_answer else ())) for row in rows]
-        tokens, mask = pad([(*row.trace, *end) for row, end in zip(rows, ends, strict=True)])
+        room = [max_length - len(row.prompt) - 1 - len(row.answer) for row in rows]
+        tokens, mask = pad([(*row.trace[: max(n, 0)], *end) for row, n, end in zip(rows, room, ends, strict=True)])
         return cls(np.where(mask, tokens, -1)[:, None], config)
 
 

@@ -198,6 +198,7 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainS
         loss_config=config.loss,
         reference_config=config.reference,
         max_length=setup.max_length,
+        max_trace_length=config.rollout.max_trace_length,
         has_opening=bool(setup.trace_format.opening),
     )
     return state.replace(reward_std=outcome.reward_std), learner_batch, describe(outcome)
@@ -211,7 +212,8 @@ def state_parts(config: TrainConfig) -> dict[str, bool]:
 def _chains_of(config: TrainConfig, setup: Setup, rows) -> Chains | None:
     if not config.hints.steps:
         return None
-    return Chains.of(rows, setup.trace_format, config.hints, with_answer=config.reward.samples_answer)
+    how = {"with_answer": config.reward.samples_answer, "max_length": setup.max_length}
+    return Chains.of(rows, setup.trace_format, config.hints, **how)
 
 
 def _score_of(config: TrainConfig, setup: Setup, rows) -> Score | None:
@@ -220,11 +222,8 @@ def _score_of(config: TrainConfig, setup: Setup, rows) -> Score | None:
     if not names:
         return None
 
-    def score(tokens, lengths):
-        scores = setup.rules.score(rows, tokens, lengths, has_answers=config.reward.samples_answer)
-        return {name: scores[name] for name in names}
-
-    return score
+    has_answers = config.reward.samples_answer
+    return lambda tokens, lengths: setup.rules.score(rows, tokens, lengths, names, has_answers=has_answers)
 
 
 @functools.partial(jax.jit, static_argnums=2)

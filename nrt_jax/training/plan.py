@@ -133,6 +133,8 @@ def describe(config: TrainConfig, model_config: ModelConfig, topology: Topology)
         raise UserError(f"objective: {config.objective!r} is not planned; expected 'nrt', which needs the most memory")
     if config.rollout.devices > 1:
         raise UserError(f"rollout.devices: {config.rollout.devices} is not planned; expected 1 and a mesh")
+    if config.hints.steps:
+        raise UserError(f"hints.steps: {config.hints.steps} is not planned; expected 0, and room for the longest chain")
     layout = Layout.of(config.mesh, devices=topology.devices)
     if layout and any(len({device.process_index for device in row.flat}) > 1 for row in layout.decode.devices):
         raise UserError(

@@ -178,7 +178,7 @@ def ask(
     asked = Asked()
     if has_kl or scores == "answers":
         asked = asked.replace(log_probs=score_completions(policy, completions, temperature, num_parts))
-    if scores == "empty_trace":
+    if scores != "nothing":
         empty = score_completions(policy, without_trace(batch), temperature, num_parts)
         asked = asked.replace(base_log_probs=empty[:, 0, 2:])  # Behind x_X and the delimiter.
     return asked

@@ -106,7 +106,7 @@ class Scored:
     hint_length: jax.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("model", "reward_config", "max_length"))
+@functools.partial(jax.jit, static_argnames=("model", "reward_config", "max_length", "max_trace_length"))
 def score_rollout(
     params: Params,
     rollout: Rollout,
@@ -116,6 +116,7 @@ def score_rollout(
     model: Model,
     reward_config: RewardConfig,
     max_length: int,
+    max_trace_length: int | None = None,
 ) -> Scored:
     """Scores y* after each trace and after none, from the caches that the rollout left.
 
@@ -127,11 +128,14 @@ def score_rollout(
         model: The policy.
         reward_config: Which rewards.
         max_length: Most tokens of prompt, trace, delimiter and answer together.
+        max_trace_length: Most tokens of a trace that is scored, where a row may have gone on without a delimiter.
     """
     sampled = None
     if reward_config.samples_answer:
         sampled = cut_traces(rollout, max_length - rollout.prompt_length)
         rollout = until_delimiter(rollout, batch.reference.delimiter)
+        if max_trace_length is not None:
+            rollout = cut_traces(rollout, jnp.full(rollout.prompt_length.shape, max_trace_length))
     rollout, log_probs, base_log_probs = fit_traces(rollout, batch, max_length), None, None
     if reward_config.intrinsic:
         log_probs, base_log_probs = score_reference(model, params, rollout, batch.reference, temperature)
@@ -214,10 +218,15 @@ def reward_rollout(
         rewards["intrinsic"], baseline, signal = _intrinsic(
             scored, batch, keys, asked, reward_config, loss_config, reference_config
         )
-    added = punishment(sampled.tokens, sampled.mask, reward_config.shaping)
+    is_own = sampled.mask
+    if scored.hint_length is not None:
+        is_own &= jnp.arange(is_own.shape[-1]) >= scored.hint_length[..., None]
+    added = punishment(sampled.tokens, sampled.mask, reward_config.shaping) * jnp.any(is_own, -1)
     if loss_config.kl_weight and loss_config.kl_in == "reward":
         laid_out = completions(scored, batch, has_opening=has_opening)
         mask = policy_mask(laid_out.masks, loss_config)
+        if scored.hint_length is not None:  # Index 0 is x_X.
+            mask &= jnp.arange(mask.shape[-1]) > scored.hint_length[..., None]
         kl = kl_estimate(loss_config.kl_estimator, laid_out.old_log_probs, asked.log_probs, mask)
         added -= loss_config.kl_weight * jnp.sum(kl, -1)
     total = mix(rewards, reward_config, baseline, clip=advantage_config.clip) + added
@@ -228,9 +237,6 @@ def reward_rollout(
     learner_batch = _lay_out(scored, batch, advantage, signal, has_opening)
     if loss_config.kl_weight and loss_config.kl_in == "loss":
         learner_batch = learner_batch.replace(reference_log_probs=asked.log_probs)
-    is_own = sampled.mask
-    if scored.hint_length is not None:
-        is_own &= jnp.arange(sampled.mask.shape[-1]) >= scored.hint_length[..., None]
     outcome = Outcome(
         rewards=rewards,
         reward=sum(getattr(reward_config, name) * reward for name, reward in rewards.items()) + added,
@@ -259,11 +265,15 @@ def _intrinsic(scored, batch, keys, asked, reward_config, loss_config, reference
         traces = (mask, rollout.trace_length, rollout.matched(batch.reference.delimiter), reward_config)
         reward, baseline = likelihood_reward(scored.log_probs, scored.base_log_probs, *traces)
     signal = token_signal(loss_config.token_signal, reward.token, wide_mask)
+    if loss_config.token_signal == "derived":
+        signal *= reward_config.intrinsic  # The gradient of the weighted sum; other signals have no scale.
+    if reward_config.shaping.require_delimiter:
+        signal *= rollout.matched(batch.reference.delimiter)[..., None]
     if reference_config.scores == "answers":
         log_probs = answer_values(asked.log_probs, rollout.trace_length, mask.shape[-1])
-        reward, baseline = likelihood_reward(log_probs, scored.base_log_probs, *traces)
+        reward, baseline = likelihood_reward(log_probs, asked.base_log_probs, *traces)
     elif reference_config.scores == "empty_trace":
-        reward, baseline = likelihood_reward(scored.log_probs, asked.base_log_probs, *traces)
+        reward, baseline = likelihood_reward(scored.log_probs, asked.base_log_probs, *traces, same_policy=False)
     return reward.trace, baseline, signal
 
 
@@ -274,6 +284,8 @@ def likelihood_reward(
     trace_length: jax.Array,
     matched: jax.Array,
     config: RewardConfig,
+    *,
+    same_policy: bool = True,
 ) -> tuple[Reward, jax.Array]:
     """The aggregation of c_i for K traces a prompt, and for the empty trace.
 
@@ -284,8 +296,10 @@ def likelihood_reward(
         trace_length: [P, K] int32.
         matched: [P, K] bool, the policy wrote the delimiter itself.
         config: Which aggregation, and whether the reward is 0 where it did not.
+        same_policy: As for `aggregate_group`.
     """
-    reward, baseline = aggregate_group(config.mode, log_probs, base_log_probs, mask, trace_length, matched)
+    traces = (mask, trace_length, matched)
+    reward, baseline = aggregate_group(config.mode, log_probs, base_log_probs, *traces, same_policy=same_policy)
     if config.shaping.require_delimiter:
         reward = Reward(trace=reward.trace * matched, token=reward.token * matched[..., None])
     return reward, baseline

@@ -94,3 +94,19 @@ def test_an_unknown_mode_is_refused():
     group, answer = np.ones((1, 2), bool), np.ones((1, 3), bool)
     with pytest.raises(UserError, match=r"reward\.mode"):
         aggregate_group("jeppo", np.zeros((1, 2, 3)), np.zeros((1, 3)), answer, group, group)
+
+
+@pytest.mark.parametrize("mode", AGGREGATIONS)
+@hypothesis.given(inputs)
+def test_an_empty_trace_has_the_baseline_of_its_own_policy_alone(mode, given):
+    """Against another policy's baseline it keeps the reward that its own probabilities make."""
+    length = given["trace_length"].copy()
+    length[:, 0] = 0
+    given = {name: jnp.asarray(value) for name, value in (given | {"trace_length": jnp.asarray(length)}).items()}
+    reward, baseline = aggregate_group(mode, **given)
+    np.testing.assert_array_equal(reward.trace[:, 0], baseline)
+    other, base = aggregate_group(mode, **given, same_policy=False)
+    np.testing.assert_array_equal(base, baseline)
+    np.testing.assert_array_equal(other.trace[:, 1:], reward.trace[:, 1:])
+    moved = given | {"trace_length": jnp.ones_like(given["trace_length"])}
+    np.testing.assert_array_equal(other.trace, aggregate_group(mode, **moved)[0].trace)

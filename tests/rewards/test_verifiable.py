@@ -70,6 +70,22 @@ def test_answers_made_to_take_long_are_judged_at_once_and_oversized_ones_not_at_
 
 
 @pytest.mark.parametrize(
+    "answer", ["9**9**9**9", "9^9^9", "$9^{9^{9^{9}}}$", "10^99999999", "(9!)!", "99999!", "2**(3**(4**5))", "x" * 5000]
+)
+def test_formulas_that_explode_are_not_read(answer):
+    pytest.importorskip("math_verify")
+    started = time.process_time()
+    assert judge("math", "17", answer) is None
+    assert time.process_time() - started < 1
+
+
+def test_powers_of_no_powers_are_read():
+    pytest.importorskip("math_verify")
+    for reference, answer in (("x^2y^2", "$(xy)^2$"), ("x^2+y^2", "y^2 + x^2"), ("2^{10}", "1024"), ("3!", "6")):
+        assert judge("math", reference, answer) == 1.0
+
+
+@pytest.mark.parametrize(
     ("one", "other"),
     [("The Eiffel Tower!", "eiffel tower"), ("1,000", "1000"), ("an  apple,\n a pear", "Apple pear"), ("(5)", "5")],
 )
@@ -133,6 +149,7 @@ def test_a_users_function_is_found_by_its_import_path():
         ("exakt", "did you mean 'exact'"),
         ("no_such_module:f", "cannot import 'no_such_module:f'"),
         (f"{__name__}:nothing", "cannot import"),
+        ("tests.broken_verifier:f", "cannot import .*NameError"),
         ("string:digits", "is a str; expected a function"),
     ):
         with pytest.raises(UserError, match=message):

@@ -155,7 +155,9 @@ def test_completions_are_read_from_ids_and_scored():
 def test_traces_alone_are_well_formed_where_the_policy_wrote_the_delimiter():
     encode = encoder()
     tokens = np.array([[[7, ENCODER_DELIMITER], [7, ENCODER_EOS], [7, 7], [ENCODER_DELIMITER, 0]]])
-    scores = Rules(encode, VerifierConfig()).score([row(encode)], tokens, np.array([[2, 2, 2, 1]]), has_answers=False)
+    scores = Rules(encode, VerifierConfig()).score(
+        [row(encode)], tokens, np.array([[2, 2, 2, 1]]), ["format"], has_answers=False
+    )
     np.testing.assert_array_equal(scores["format"], [[1, 0, 0, 1]])
     assert set(scores) == {"format"}
 
