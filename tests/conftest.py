@@ -24,6 +24,15 @@ MAPS = pathlib.Path("/proc/self/maps")
 MOST_MAPS = 20_000  # Linux gives a process 65,530, and XLA ends in a segmentation fault when it gets no more.
 
 
+#: Minutes long: a worker that began them last would go on alone. (xdist by itself begins with files of many tests.)
+LONG = ("test_hosts.py", "test_embedded.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files come first."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
     """Lets go of compiled programs, each of which holds maps of memory, before there are too many of them."""

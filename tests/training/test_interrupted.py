@@ -184,11 +184,11 @@ def poison(monkeypatch, steps):
     rollout, rows = loop._rollout, []
 
     def poisoned(config, setup, state, batch_rows, rng):
-        batch, metrics = rollout(config, setup, state, batch_rows, rng)
+        state, batch, metrics = rollout(config, setup, state, batch_rows, rng)
         rows.append(batch_rows)
         if len(rows) - 1 in steps:
             batch = batch.replace(advantage=jnp.full_like(batch.advantage, jnp.nan))
-        return batch, metrics
+        return state, batch, metrics
 
     monkeypatch.setattr(loop, "_rollout", poisoned)
     return rows
