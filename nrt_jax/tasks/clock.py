@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 
 from nrt_jax.data.example import Example
 from nrt_jax.errors import unknown_name
-from nrt_jax.tasks.puzzle import KINDS, SPLITS, Verdict, split_of
+from nrt_jax.tasks.puzzle import SPLITS, Verdict, draw_kinds, split_of
 
 HOURS = 12
 
@@ -193,13 +193,9 @@ class ClockTask:
         Raises:
             UserError: a kind or `level` is not known.
         """
-        for kind in mixture:
-            if kind not in KINDS:
-                raise unknown_name("mixture", kind, KINDS)
-        kinds, weights = zip(*mixture.items(), strict=True)
         rng = random.Random(f"{self.name}/documents/{seed}")
+        drawn = draw_kinds(rng, mixture, n)
         problems = self._draw(self.name, n, seed, "train", level)
-        drawn = rng.choices(kinds, weights, k=n)
         return [_document(problem, kind, rng) for problem, kind in zip(problems, drawn, strict=True)]
 
     def is_correct(self, example: Example, completion: str) -> bool:

@@ -112,12 +112,8 @@ class PuzzleTask(abc.ABC):
         Raises:
             UserError: a kind or `level` is not known.
         """
-        for kind in mixture:
-            if kind not in KINDS:
-                raise unknown_name("mixture", kind, KINDS)
-        kinds, weights = zip(*mixture.items(), strict=True)
         rng = random.Random(f"{self.name}/documents/{seed}")
-        drawn = rng.choices(kinds, weights, k=n)
+        drawn = draw_kinds(rng, mixture, n)
         puzzles = self._puzzles(self.name, seed, "train", level)
         return [_document(puzzle, kind, rng) for puzzle, kind in zip(puzzles, drawn, strict=False)]
 
@@ -148,6 +144,19 @@ class PuzzleTask(abc.ABC):
             puzzle = self.draw(rng, rng.choice(levels))
             if split_of(puzzle.content) == split:
                 yield puzzle
+
+
+def draw_kinds(rng: random.Random, mixture: Mapping[str, float], n: int) -> list[str]:
+    """n kinds of KINDS, drawn by their weights.
+
+    Raises:
+        UserError: a kind is not known.
+    """
+    for kind in mixture:
+        if kind not in KINDS:
+            raise unknown_name("mixture", kind, KINDS)
+    kinds, weights = zip(*mixture.items(), strict=True)
+    return rng.choices(kinds, weights, k=n)
 
 
 def _levels(level: str) -> range:

@@ -70,8 +70,9 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
     started = time.time()
     # A cosine ends with the run: with more steps its earlier learning rates would have been others.
     may_change = MAY_CHANGE if config.optimizer.schedule == "cosine" else (*MAY_CHANGE, "steps")
-    resumed = parallel.first(run_folder.prepare, folder, to_dict(config), resume_may_change=may_change)
-    with run_folder.disk_errors(folder), StopRequest() as stop:
+    with contextlib.ExitStack() as held, run_folder.disk_errors(folder), StopRequest() as stop:
+        parallel.first(held.enter_context, run_folder.owned(folder))
+        resumed = parallel.first(run_folder.prepare, folder, to_dict(config), resume_may_change=may_change)
         description = (setup.model, setup.tokenizer, setup.model_folder, setup.adapter)
         parallel.first(checkpoints.describe_run, folder, *description)
         before = _answers_before(config, setup, folder, stop)

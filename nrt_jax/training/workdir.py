@@ -4,11 +4,13 @@ Layout: `config.json`, `metrics.jsonl`, `summary.json`, `checkpoints/`, `hf/`, `
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +18,49 @@ from nrt_jax import __version__, json_file
 from nrt_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
+LOCK_SECONDS = 10.0  # A held folder is waited for.
 
 _ABSENT = "(absent)"
 _HALF_WRITTEN = (".model.*", ".hf.*", ".adapter.*")  # Folders that a killed process never gave their names.
+
+
+@contextlib.contextmanager
+def owned(workdir: str | os.PathLike) -> Iterator[None]:
+    """Holds the folder, which is made if it is absent, against other processes until the end of the block.
+
+    The operating system lets go of it when this process ends, however it ends; reading processes of a killed one may
+    live for seconds longer, so that a held folder is waited for. Where a file system has no locks, nothing is held.
+
+    Raises:
+        UserError: another process holds it, or it cannot be made.
+    """
+    try:
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+        folder = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise _unusable(workdir, error) from error
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _lock(folder):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"workdir {str(workdir)!r}: another process is running in it; wait for its end, or choose another "
+                    "--workdir"
+                )
+            time.sleep(0.2)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # No locks there.
+        pass
+    return True
 
 
 def prepare(
@@ -54,9 +96,12 @@ def prepare(
             raise UserError(f"workdir {str(workdir)!r}: holds files of something else; choose a new or empty folder")
         write_json(workdir / CONFIG_FILE, config)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"workdir {str(workdir)!r}: {reason}; choose a folder that can be written") from error
+        raise _unusable(workdir, error) from error
     return resumed
+
+
+def _unusable(workdir: str | os.PathLike, error: OSError) -> UserError:
+    return UserError(f"workdir {str(workdir)!r}: {error.strerror or error}; choose a folder that can be written")
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import itertools
 import chex
 import jax
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrt_jax.rewards import score_reference
@@ -16,6 +16,7 @@ from tests.fixtures_model import random_batch, sampling, tiny_model
 WISHES = st.lists(st.floats(-30, 0, width=32), min_size=2, max_size=40, unique=True).map(np.array)
 
 
+@settings(max_examples=200)
 @given(WISHES, st.integers(2, 6), st.integers(1, 9))
 def test_a_chain_is_cut_where_the_wish_to_stop_drops_and_steps_are_long_enough(wish, steps, distance):
     cuts = boundaries(wish, steps, distance)
@@ -26,6 +27,7 @@ def test_a_chain_is_cut_where_the_wish_to_stop_drops_and_steps_are_long_enough(w
     assert not real or all(b - a >= distance for a, b in itertools.pairwise([0, *real, len(wish) - 1]))
 
 
+@settings(max_examples=200)
 @given(WISHES, st.integers(2, 6), st.integers(1, 9))
 def test_no_cut_that_was_left_out_could_be_added_or_drops_more_than_one_that_it_would_replace(wish, steps, distance):
     real = [int(i) for i in boundaries(wish, steps, distance) if i]

@@ -7,7 +7,7 @@ import pytest
 from nrt_jax import tasks
 from nrt_jax.errors import UserError
 from nrt_jax.hf.tokenizer_training import TRACE_TOKENS, train_tokenizer
-from nrt_jax.tasks import clock
+from nrt_jax.tasks import clock, puzzle
 
 TASK = tasks.get("clock")
 LEVELS = sorted(clock.LEVELS)
@@ -76,7 +76,7 @@ def test_splits_are_disjoint_in_their_numbers_for_any_seeds(level):
 
 
 def test_same_seed_same_texts_and_other_seed_other_texts():
-    mixture = dict.fromkeys(clock.KINDS, 1.0)
+    mixture = dict.fromkeys(puzzle.KINDS, 1.0)
     assert TASK.examples(20, 5) == TASK.examples(20, 5) == TASK.examples(40, 5)[:20]
     assert TASK.documents(20, 5, mixture) == TASK.documents(20, 5, mixture)
     assert TASK.examples(20, 5) != TASK.examples(20, 6)
@@ -90,7 +90,7 @@ def test_documents_keep_the_mixture_and_the_right_answer():
     assert 0.2 < sum(d.trace != "" for d in documents) / len(documents) < 0.3
 
 
-@pytest.mark.parametrize("kind", clock.KINDS)
+@pytest.mark.parametrize("kind", puzzle.KINDS)
 def test_a_document_of_a_kind_is_seen_as_that_kind(kind):
     seen = {"filler": "other", "irrelevant": "other"}.get(kind, kind)
     documents = TASK.documents(200, 0, {kind: 1.0})
@@ -111,7 +111,7 @@ def test_unknown_names_are_one_clear_line():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    documents = TASK.documents(2000, 0, dict.fromkeys(clock.KINDS, 1.0))
+    documents = TASK.documents(2000, 0, dict.fromkeys(puzzle.KINDS, 1.0))
     return train_tokenizer([s for d in documents for s in (d.question, d.trace, d.answer)], 512)
 
 
@@ -134,7 +134,7 @@ def test_special_tokens_are_single_ids(tokenizer):
 
 
 def test_the_tokenizer_is_the_same_every_time(tokenizer):
-    documents = TASK.documents(2000, 0, dict.fromkeys(clock.KINDS, 1.0))
+    documents = TASK.documents(2000, 0, dict.fromkeys(puzzle.KINDS, 1.0))
     again = train_tokenizer([s for d in documents for s in (d.question, d.trace, d.answer)], 512)
     assert again.get_vocab() == tokenizer.get_vocab()
 

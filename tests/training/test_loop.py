@@ -32,6 +32,7 @@ def config(tmp_path_factory) -> TrainConfig:
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     """A run of three steps: its folder, its summary and what it said."""
+    jax.clear_caches()  # It counts its programs, which a test before may have compiled.
     folder, lines = tmp_path_factory.mktemp("runs") / "finished", []
     return folder, run(config, folder, lines.append), lines
 

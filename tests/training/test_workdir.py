@@ -4,6 +4,7 @@ import re
 import pytest
 
 from nrt_jax.errors import UserError
+from nrt_jax.training import workdir
 from nrt_jax.training.workdir import code_version, prepare, read_config
 
 CONFIG = {"steps": 10, "seed": 0, "optimizer": {"betas": (0.9, 0.95), "schedule": {"warmup": 3}}, "stops": {}}
@@ -78,3 +79,15 @@ def test_what_a_kill_left_half_written_does_not_stand_in_the_way(tmp_path):
 
 def test_code_has_a_version_and_in_a_checkout_a_commit():
     assert re.fullmatch(r"\d+\.\d+\.\d+(, commit [0-9a-f]{12}(-dirty)?)?", code_version())
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "LOCK_SECONDS", 0.1)
+    held = r"workdir '.*run': another process is running in it; wait for its end"
+    with workdir.owned(tmp_path / "run"):
+        with pytest.raises(UserError, match=held), workdir.owned(tmp_path / "run"):
+            pytest.fail("two hold it")
+        with workdir.owned(tmp_path / "other"):
+            pass
+    with workdir.owned(tmp_path / "run"):  # It is free again, and nothing lies in it.
+        assert not list((tmp_path / "run").iterdir())
