@@ -14,6 +14,7 @@ from nrt_jax.models.backends import Backend
 from nrt_jax.models.config import ModelConfig
 from nrt_jax.models.lora import LoRAConfig
 from nrt_jax.models.transformer import Remat, Transformer
+from nrt_jax.parallel import split_vocab
 
 Params = dict[str, Any]
 
@@ -87,7 +88,7 @@ class Model:
 
     def head(self, params: Params) -> jax.Array:
         """The output matrix [V, D] as it is in params: logits = hidden @ head.T, to be cast to the dtype of hidden."""
-        return params["embedding" if self.config.tie_embeddings else "head"]
+        return split_vocab(params["embedding" if self.config.tie_embeddings else "head"])
 
     def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Plain causal forward, tokens [B, T] -> logits [B, T, V] float32. For tests and small inputs."""

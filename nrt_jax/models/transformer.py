@@ -17,7 +17,7 @@ from nrt_jax.models.attention import SAVED, KVCache
 from nrt_jax.models.backends import Backend
 from nrt_jax.models.config import ModelConfig
 from nrt_jax.models.lora import LoRAConfig
-from nrt_jax.parallel import constrain
+from nrt_jax.parallel import constrain, split_vocab
 
 # Logical axis names travel with each parameter; parallel/ maps them to mesh axes. Parameters are placed by jit's
 # out_shardings, so NNX must not try to place them when they are created.
@@ -174,7 +174,7 @@ class Transformer(nnx.Module):
         backend: Backend = "auto",
     ) -> tuple[jax.Array, KVCache]:
         """See `Model.apply`."""
-        x = constrain(self.embedding[...][tokens].astype(self.config.dtype), "prompts", "traces")
+        x = constrain(split_vocab(self.embedding[...])[tokens].astype(self.config.dtype), "prompts", "traces")
         cos, sin = rope.rotation(self.config.rope, self.config.head_dim, positions)
         rotation = (cos[..., None, :], sin[..., None, :])  # The same for every head.
         block, stacked = nnx.split(self.layers)

@@ -4,7 +4,16 @@ from nrt_jax.parallel.devices import use_devices
 from nrt_jax.parallel.distributed import DistributedConfig, first, share, start
 from nrt_jax.parallel.exchange import fetch, gather_rows, pad_alike, put
 from nrt_jax.parallel.mesh import Layout, MeshConfig
-from nrt_jax.parallel.rules import beside, constrain, constrain_tree, num_shards, on, shardings, spec_in_use
+from nrt_jax.parallel.rules import (
+    beside,
+    constrain,
+    constrain_tree,
+    num_shards,
+    on,
+    shardings,
+    spec_in_use,
+    split_vocab,
+)
 from nrt_jax.parallel.watch import ends_together
 
 __all__ = [
@@ -25,6 +34,7 @@ __all__ = [
     "shardings",
     "share",
     "spec_in_use",
+    "split_vocab",
     "start",
     "use_devices",
 ]

@@ -34,23 +34,35 @@ RULES: dict[str, tuple[str, ...]] = {
 def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The mesh axes of each dimension; one that they do not divide, such as few KV heads, lies whole on each device.
 
+    A vocabulary that they do not divide leaves them to the same matrix's width (see `split_vocab`).
+
     Args:
         axes: A name for each dimension, None where it is not split; the last ones may be left out.
         shape: Of the array.
         mesh: With any of the axes that `RULES` names.
     """
-    entries = []
-    for axis, size in zip(axes, shape, strict=False):
-        names = _mesh_axes(axis, size, mesh)
-        entries.append(names if len(names) > 1 else names[0] if names else None)
+    split = [_mesh_axes(axis, size, mesh) for axis, size in zip(axes, shape, strict=False)]
+    if "vocab" in axes and "embed" in axes and not split[axes.index("vocab")]:
+        width = axes.index("embed")
+        both = split[width] + _names("vocab", mesh)
+        split[width] = both if shape[width] % _product(both, mesh) == 0 else split[width]
+    entries = [names if len(names) > 1 else names[0] if names else None for names in split]
     while entries and entries[-1] is None:  # As JAX writes them: others would be compiled again.
         entries.pop()
     return PartitionSpec(*entries)
 
 
 def _mesh_axes(axis: str | None, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    names = tuple(name for name in RULES[axis] if mesh.shape.get(name, 1) > 1) if axis else ()
-    return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
+    names = _names(axis, mesh) if axis else ()
+    return names if size % _product(names, mesh) == 0 else ()
+
+
+def _names(axis: str, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    return tuple(name for name in RULES[axis] if mesh.shape.get(name, 1) > 1)
+
+
+def _product(names: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
@@ -79,6 +91,21 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """x laid out by the names of its first dimensions on the mesh in use; without a mesh, x."""
     is_alone = jax.sharding.get_abstract_mesh().empty
     return x if is_alone else jax.lax.with_sharding_constraint(x, spec_in_use(axes, x.shape))
+
+
+def split_vocab(matrix: jax.Array) -> jax.Array:
+    """A matrix [V, D] of parameters with its rows split over the mesh in use, where it divides V and where it does not.
+
+    Arrays that come into a program or leave it must divide; those inside need not, and their last part is shorter.
+    Delimiters that are added to a tokenizer make vocabularies that no mesh divides.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    vocab, embed = _names("vocab", mesh), _mesh_axes("embed", matrix.shape[1], mesh)
+    if matrix.shape[0] % _product(vocab, mesh) == 0:
+        return matrix
+    for width in (embed, ()):  # In two steps: in one, XLA makes the matrix whole on each device.
+        matrix = jax.lax.with_sharding_constraint(matrix, PartitionSpec(vocab, width))
+    return matrix
 
 
 def constrain_tree(tree: Any, axes: Any) -> Any:

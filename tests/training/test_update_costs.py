@@ -1,10 +1,13 @@
 """What an update costs, read from the compiled programs: how FLOPs, memory and program size grow."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
+from nrt_jax import parallel
 from nrt_jax.data import Prompts
 from nrt_jax.models import Model, ModelConfig
 from nrt_jax.objectives import LossMasks, NRTLossConfig
@@ -34,22 +37,27 @@ def shape(num_layers: int = 1, vocab_size: int = 64) -> Model:
     return Model(ModelConfig(hidden_size=8, num_layers=num_layers, vocab_size=vocab_size, **SHAPE))
 
 
-def gradient_program(sizes: tuple[int, int, int, int], **options):
+def gradient_program(sizes: tuple[int, int, int, int], mesh=None, **options):
     """The program of a gradient of P, K, X, T; nothing of these sizes is ever allocated."""
     model = shape(**options)
-    lowered = add_gradient.lower(
-        None,
-        model.abstract_params(),
-        None,
-        abstract_batch(*sizes),
-        jax.ShapeDtypeStruct(sizes[:1], jnp.int32),
-        1.0,
-        model=model,
-        config=NRTLossConfig(),
-        length=sizes[-1],
-        remat="none",
-    )
-    return lowered.compile()
+    params = model.abstract_params()
+    if mesh:
+        placed = parallel.shardings(model.logical_axes(), params, mesh)
+        params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, placed)
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        lowered = add_gradient.lower(
+            None,
+            params,
+            None,
+            abstract_batch(*sizes),
+            jax.ShapeDtypeStruct(sizes[:1], jnp.int32),
+            1.0,
+            model=model,
+            config=NRTLossConfig(),
+            length=sizes[-1],
+            remat="none",
+        )
+        return lowered.compile()
 
 
 def optimizer_program(**options):
@@ -70,6 +78,15 @@ def test_a_larger_vocabulary_adds_no_buffer_of_tokens_by_vocabulary():
     small, large = (gradient_program((8, 8, 8, 128), vocab_size=v).memory_analysis() for v in (32_000, 128_000))
     grown = large.temp_size_in_bytes - small.temp_size_in_bytes
     assert 0 < grown < tokens * added * 2
+
+
+def test_a_vocabulary_that_does_not_divide_is_split_as_well():
+    """As a delimiter makes it. Whole on each device of four, its matrix would take 3 to 4 times as much."""
+    mesh = parallel.Layout.of(parallel.MeshConfig(fsdp=2, tensor=4)).train
+    even, odd = (gradient_program((2, 2, 8, 8), mesh, vocab_size=v).memory_analysis() for v in (32_000, 32_001))
+    assert odd.argument_size_in_bytes < 1.05 * even.argument_size_in_bytes
+    assert odd.output_size_in_bytes < 1.05 * even.output_size_in_bytes
+    assert odd.temp_size_in_bytes < 1.5 * even.temp_size_in_bytes
 
 
 def num_instructions(num_layers: int) -> int:
