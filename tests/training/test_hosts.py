@@ -52,6 +52,18 @@ REASONING = {
     "evaluation.questions": 5,
     "evaluation.batch-size": 2,
 }
+#: What processes have to agree on beside tokens: where chains are cut, verdicts, a second policy. (`tests.soak.hosts`)
+WITH_HINTS = REASONING | {
+    "rollout.group-size": 3,
+    "hints.steps": 2,
+    "hints.per-level": 1,
+    "hints.plain": 1,
+    "hints.min-distance": 2,
+    "reward.verifiable": 0.5,
+    "reward.format": 0.5,
+    "reference.kind": "initial",
+    "loss.kl-weight": 0.1,
+}
 TUNING = {
     "objective": "sft",
     "lora.rank": 2,
@@ -64,7 +76,10 @@ TUNING = {
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hosts")
+    return make_inputs(tmp_path_factory.mktemp("hosts"))
+
+
+def make_inputs(folder):
     rows = [*examples(30), *examples(2, start=1_000_000)]  # The processes' longest prompts differ.
     return {
         "model": write_model(folder / "model"),
@@ -137,8 +152,12 @@ def assert_ended_by_the_other(process, folder, i):
 
 
 def test_two_processes_are_one(tmp_path, inputs):
-    two, one = tmp_path / "two", tmp_path / "one"
-    settings = SHARED | REASONING | inputs
+    compare(tmp_path, SHARED | REASONING | inputs)
+
+
+def compare(folder, settings):
+    """Runs the settings with two processes, and with one."""
+    two, one = folder / "two", folder / "one"
     with running(two, settings) as processes:
         train_alone(one, settings)
         assert [process.wait() for process in processes] == [0, 0], said(two, 0) + said(two, 1)
@@ -148,7 +167,7 @@ def test_two_processes_are_one(tmp_path, inputs):
         assert all((answer.question, answer.trace) == (other.question, other.trace) for answer, other in pairs)
     _, params = hf.load_model(two / "hf")
     _, other = hf.load_model(one / "hf")
-    _, before = hf.load_model(inputs["model"])
+    _, before = hf.load_model(settings["model"])
     for name in ("q", "down"):
         np.testing.assert_allclose(params["layers"][name], other["layers"][name], atol=1e-5)
         assert np.max(np.abs(params["layers"][name] - before["layers"][name])) > 1e-3
