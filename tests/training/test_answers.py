@@ -14,7 +14,7 @@ from nrt_jax.rewards import Rules, VerifierConfig, score_reference
 from nrt_jax.rollout import sample, until_delimiter
 from nrt_jax.training.config import RewardConfig, TrainConfig
 from nrt_jax.training.learner import completion_log_probs
-from nrt_jax.training.step import describe, mix, reward_rollout, score_rollout
+from nrt_jax.training.step import Asked, completions, describe, mix, reward_rollout, score_rollout
 from tests.data.common import DELIMITER as ENCODER_DELIMITER
 from tests.data.common import EOS as ENCODER_EOS
 from tests.data.common import encoder
@@ -56,12 +56,16 @@ def test_cut_at_its_delimiter_a_rollout_with_answers_is_the_rollout_without(samp
     chex.assert_trees_all_close(*(np.where(covered, s[0], 0.0) for s in scored), atol=1e-5)
 
 
-def rewarded(sampled, reward_config, scores, max_length=1000):
+def score(sampled, reward_config, max_length=1000, **limits):
     model, params, batch, _, going_on = sampled
-    how = {"reward_config": reward_config}
-    scored = score_rollout(params, going_on, batch, jnp.float32(1.0), model=model, max_length=max_length, **how)
-    configs = {"advantage_config": AdvantageConfig(clip="none"), "loss_config": NRTLossConfig()}
-    return reward_rollout(scored, batch, None, scores, **how, **configs)
+    limits |= {"max_length": max_length}
+    return score_rollout(params, going_on, batch, jnp.float32(1.0), model=model, reward_config=reward_config, **limits)
+
+
+def rewarded(sampled, reward_config, scores, max_length=1000, **loss):
+    scored = score(sampled, reward_config, max_length)
+    configs = {"advantage_config": AdvantageConfig(clip="none"), "loss_config": NRTLossConfig(**loss)}
+    return reward_rollout(scored, sampled[2], None, scores, reward_config=reward_config, **configs)
 
 
 SCORE = np.arange(9.0, dtype=np.float32).reshape(3, 3) ** 2
@@ -108,6 +112,48 @@ def test_rewards_add_up_with_their_weights_after_the_baseline(sampled):
     assert learner.masks.reference.any(), "y* is learned from where there is an intrinsic reward"
     scalars = describe(outcome)
     assert {"reward_intrinsic", "reward_verifiable", "reward_format", "reward_gain"} <= scalars.keys()
+
+
+@pytest.mark.parametrize(("token_signal", "share"), [("derived", 0.25), ("fixed", 1.0)])
+def test_the_gradient_of_the_weighted_sum_has_the_intrinsic_rewards_weight(sampled, token_signal, share):
+    whole, part = (
+        rewarded(
+            sampled, RewardConfig(intrinsic=weight, verifiable=1.0), {"verifiable": SCORE}, token_signal=token_signal
+        )
+        for weight in (1.0, 0.25)
+    )
+    assert np.abs(whole[0].token_signal).max() > 1e-3
+    np.testing.assert_allclose(part[0].token_signal, share * whole[0].token_signal, rtol=1e-6)
+
+
+def test_a_trace_without_a_delimiter_is_scored_as_if_it_had_ended_at_the_limit_of_traces(sampled):
+    config = RewardConfig(verifiable=1.0)
+    whole, cut = score(sampled, config).rollout, score(sampled, config, max_trace_length=2)
+    assert (whole.trace_length > 2).any()
+    np.testing.assert_array_equal(cut.rollout.trace_length, np.minimum(whole.trace_length, 2))
+    np.testing.assert_array_equal(cut.sampled.mask, sampled[4].mask)
+
+
+def test_tokens_that_a_row_was_given_cost_no_kl(sampled):
+    config = RewardConfig(intrinsic=0.0, verifiable=1.0)
+    scored = score(sampled, config)
+    hint_length = jnp.array([[0, 1, 2], [3, 0, 1], [0, 0, 99]])
+    laid_out = completions(scored, sampled[2])
+    reference = jnp.asarray(np.random.default_rng(0).normal(size=laid_out.old_log_probs.shape), jnp.float32)
+    _, outcome = reward_rollout(
+        scored.replace(hint_length=hint_length),
+        sampled[2],
+        None,
+        {"verifiable": SCORE},
+        Asked(log_probs=reference),
+        reward_config=config,
+        advantage_config=AdvantageConfig(clip="none"),
+        loss_config=NRTLossConfig(kl_weight=0.5, kl_estimator="k1", kl_in="reward"),
+    )
+    ratio = np.asarray(laid_out.old_log_probs - reference)
+    for p, k in np.ndindex(3, 3):
+        own = ratio[p, k, 1:][np.asarray(laid_out.masks.trace[p, k, 1:])][int(hint_length[p, k]) :]
+        np.testing.assert_allclose(outcome.reward[p, k], SCORE[p, k] - 0.5 * own.sum(), rtol=1e-4)
 
 
 def test_the_baseline_concerns_the_intrinsic_reward_alone():
