@@ -39,7 +39,8 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "cuda13": ["jax[cuda13]>=0.10.2"],
     "math": ["math-verify>=0.9.0"],
-    "docs": ["matplotlib>=3.11.2"],
+    # Plots of the pages, and the site that they are (mkdocs.yml).
+    "docs": ["latex2mathml>=3.81.1", "matplotlib>=3.11.2", "mkdocs-material>=9.8.1", "mkdocstrings[python]>=1.0.8"],
 }
 
 setup(

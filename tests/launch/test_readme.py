@@ -1,44 +1,84 @@
-"""The README's commands: each is accepted as it stands, and those for a user's own model and data are run."""
+"""The commands of README and docs: each is accepted as it stands, and those for a user's own model and data are run."""
 
+import importlib
+import inspect
 import json
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
-from launch import chains, cli, convert, generate, merge, plan, score, train
-from launch.ablate import AblationConfig
-from launch.prepare import PrepareConfig
-from launch.pretrain import PretrainConfig
+from launch import cli, convert, generate, score, train
 from nrt_jax import tasks
 from nrt_jax.checkpoints import ASSETS
 from nrt_jax.training.config import TrainConfig
 
-README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [line.split("#")[0] for block in BLOCKS for line in block.splitlines() if "-m launch." in line]
-CONFIGS = {
-    "train": (TrainConfig, "default"),
-    "ablate": (AblationConfig, "ablation"),
-    "pretrain": (PretrainConfig, None),
-    "prepare": (PrepareConfig, None),
-    "generate": (generate.GenerateConfig, None),
-    "score": (score.ScoreConfig, None),
-    "convert": (convert.ConvertConfig, None),
-    "chains": (chains.ChainsConfig, None),
-    "merge": (merge.MergeConfig, None),
-    "plan": (plan.PlanConfig, None),
-}
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = {"README.md": README} | {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+_BLOCK, _INLINE = re.compile(r"```(?:bash)?\n(.*?)```", re.DOTALL), re.compile(r"`(python -m launch\.[^`]*)`")
+_SLURM = "srun --ntasks-per-node=1 "
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_accepted(command):
+def commands():
+    """Those of code blocks, and those in a sentence; not what only begins one."""
+    for page, text in PAGES.items():
+        lines = "\n".join(_BLOCK.findall(text)).replace("\\\n", " ").splitlines() + _INLINE.findall(text)
+        for line in dict.fromkeys(lines):
+            line = line.split(" #")[0].removeprefix(_SLURM).strip()
+            if line.startswith("python -m launch.") and "..." not in line:
+                yield pytest.param(line, id=f"{page}: {line}")
+
+
+def config_of(command: str):
+    """What a command's flags are parsed into, as its own last lines do it."""
     _, _, module, *flags = shlex.split(command)
-    config_type, default = CONFIGS[module.removeprefix("launch.")]
-    config = cli.parse(config_type, module, "", default_config=default, args=flags)
+    module = importlib.import_module(module)
+    (parameter,) = inspect.signature(module.main, eval_str=True).parameters.values()
+    default = re.search(r"cli\.run\(main, .*default_config=\"(\w+)\"", inspect.getsource(module))
+    return cli.parse(parameter.annotation, module.__name__, "", default_config=default and default[1], args=flags)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_accepted(command):
+    config = config_of(command)
     if isinstance(config, TrainConfig):
         config.validate()
+
+
+def test_every_recipe_is_on_its_page():
+    files = {path.relative_to(ROOT / "configs").with_suffix("") for path in (ROOT / "configs").rglob("*.py")}
+    assert {f"`{path.as_posix()}`" for path in files} <= set(re.findall(r"`[\w/]+`", PAGES["recipes.md"]))
+
+
+def test_every_message_that_the_faq_quotes_is_one():
+    source = "".join(path.read_text() for path in (ROOT / "nrt_jax").rglob("*.py"))
+    rows = re.search(r"\| message has .*?\n\n", PAGES["faq.md"], re.DOTALL)[0].splitlines()[2:]
+    quoted = [re.match(r"\| `([^`]+)`", row)[1] for row in rows if row] + re.findall(
+        r"\*\*`([^`]+)`\.\*\*", PAGES["faq.md"]
+    )
+    assert len(quoted) > 5
+    for message in quoted:
+        assert message in source, message
+
+
+def test_every_metric_that_the_faq_names_is_logged():
+    source = "".join(path.read_text() for path in (ROOT / "nrt_jax").rglob("*.py"))
+    named = set(re.findall(r"`(\w+_(?:share|length|gain|prob|trace|norm|kl))`", PAGES["faq.md"]))
+    assert len(named) > 5 and all(re.search(rf"\b{name}\b", source) for name in named)
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    subprocess.run(command, cwd=ROOT, check=True)
+    method = (tmp_path / "site" / "method" / "index.html").read_text()
+    assert method.count("<math") > 30 and "$" not in method.split("<article")[1].split("</article>")[0]
+    remote = re.findall(r"""(?:src|<link[^>]*href)=["'](https?:[^"']+)""", method)
+    assert not remote, "the site would fetch from elsewhere"
 
 
 def test_from_a_hugging_face_folder_to_one_that_transformers_generates_from(tmp_path, monkeypatch, capsys):
@@ -75,7 +115,8 @@ def test_generate_and_score_read_what_the_readme_shows(tmp_path, monkeypatch, ca
     for line in lines.splitlines():
         _, _, module, *flags = shlex.split(line)
         command = {"generate": generate, "score": score, "convert": convert}[module.removeprefix("launch.")]
-        cli.run(command.main, CONFIGS[module.removeprefix("launch.")][0], module, "", args=flags)
+        (parameter,) = inspect.signature(command.main).parameters.values()
+        cli.run(command.main, parameter.annotation, module, "", args=flags)
     completed = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [set(row) - {"prompt", "prompt_ids"} for row in completed] == [set(generate.ADDS)] * 2
     (scored,) = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
