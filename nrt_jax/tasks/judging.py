@@ -170,7 +170,7 @@ class Tasks:
         )
 
 
-def make_tasks(rows: Sequence[Judged], *, test_share: float) -> Tasks:
+def make_tasks(rows: Sequence[Judged], *, test_share: float, tests: Sequence[Judged] = ()) -> Tasks:
     """Chooses judging tasks: each response once, no question in both parts, as many right as wrong ones of each cell.
 
     A cell is what one model answered to one subset, in one part. What is chosen does not depend on the order of the
@@ -179,11 +179,13 @@ def make_tasks(rows: Sequence[Judged], *, test_share: float) -> Tasks:
     Args:
         rows: Judged responses.
         test_share: Share of the questions that is held out, by a hash of the question.
+        tests: More rows, whose questions are held out for certain.
     """
+    rows, held_out = [*rows, *tests], {row.question_key for row in tests}
     unique, num_contradicted = deduplicate(rows)
     parts: tuple[list[Judged], list[Judged]] = ([], [])
     for row in unique:
-        parts[is_test(row, test_share)].append(row)
+        parts[row.question_key in held_out or is_test(row, test_share)].append(row)
     train, test = map(balance, parts)
     return Tasks(
         train=train,

@@ -43,9 +43,11 @@ def test_v2v_keeps_the_label_of_every_response(question, response, label):
     assert response in example.question
 
 
-@given(rows, st.floats(0, 1))
-def test_tasks_are_rows_balanced_in_every_cell_each_response_once_and_no_question_in_both_parts(rows, share):
-    made = judging.make_tasks(rows, test_share=share)
+@given(rows, rows, st.floats(0, 1))
+def test_tasks_are_rows_balanced_in_every_cell_each_response_once_and_no_question_in_both_parts(rows, tests, share):
+    made = judging.make_tasks(rows, test_share=share, tests=tests)
+    assert not {row.question_key for row in made.train} & {row.question_key for row in tests}
+    rows = rows + tests
     for part in (made.train, made.test):
         assert all(row in rows for row in part)  # With the label that they came with.
         cells = collections.Counter((row.subset, row.model, row.label) for row in part)
