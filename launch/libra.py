@@ -80,7 +80,7 @@ def _judging_tasks(config: LibraConfig, base: str, path: Path) -> None:
         "questions": config.questions,
         "held_out": config.tests,
         "samples": config.samples,
-        "max_new_tokens": policy.max_sampled_length,
+        "max_new_tokens": _longest(policy),
         "verifier": policy.verifier,
         "dataset": dataclasses.replace(policy.dataset, size=config.questions),
         "text": policy.text,
@@ -107,7 +107,8 @@ def _chains(config: LibraConfig, base: str, data: str, path: Path, seed: int) ->
             held_out=1,
             samples=config.samples,
             keep=config.keep,
-            max_new_tokens=stage.max_sampled_length,
+            min_answer_prob=config.min_answer_prob,
+            max_new_tokens=_longest(stage),
             seed=seed,
             verifier=stage.verifier,
             dataset=dataclasses.replace(stage.dataset, size=config.questions),
@@ -115,6 +116,11 @@ def _chains(config: LibraConfig, base: str, data: str, path: Path, seed: int) ->
             trace=config.sft.trace,
         )
     )
+
+
+def _longest(run: TrainConfig) -> int:
+    """Most tokens of a trace, delimiter and answer, whether the run itself samples answers or not."""
+    return run.rollout.max_trace_length + 1 + run.text.max_answer_length
 
 
 def _train_judge(config: LibraConfig, base: str, tasks: Path, other: Path, folder: Path, seed: int) -> dict[str, str]:

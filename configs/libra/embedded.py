@@ -27,12 +27,14 @@ def get_config() -> LibraConfig:
     )
     tuned = sft.change(dataclasses.replace(thinking, rollout=dataclasses.replace(thinking.rollout, prompts=32)))
     reinforced = grpo.change(thinking)
-    pretrain = PretrainConfig(task="judged_clock", trace=sft.TRACE, architecture=Architecture(vocab_size=560))
+    pretrain = PretrainConfig(
+        task="judged_clock", batch_size=32, trace=sft.TRACE, architecture=Architecture(vocab_size=560)
+    )
     return LibraConfig(
         pretrain=dataclasses.replace(
             pretrain,
-            skill=dataclasses.replace(pretrain.skill, steps=450),
-            habit=dataclasses.replace(pretrain.habit, steps=100),
+            skill=dataclasses.replace(pretrain.skill, steps=900),
+            habit=dataclasses.replace(pretrain.habit, steps=150),
         ),
         judge=JudgeConfig(thoughts=3, max_thought_length=48, trace=sft.TRACE),
         sft=tuned,

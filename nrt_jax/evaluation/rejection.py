@@ -4,6 +4,7 @@ The former are what StepHint cuts into hints and `sft_with_trace` learns from; t
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ def right_chains(
     temperature: float,
     seed: int,
     batch_size: int,
+    min_answer_prob: float = 0.0,
 ) -> Iterator[dict[int, list[Example]]]:
     """Samples completions of questions and keeps the traces of right ones, each trace once.
 
@@ -42,6 +44,9 @@ def right_chains(
         temperature: Of the sampling.
         seed: Of the sampling.
         batch_size: Completions decoded at once.
+        min_answer_prob: Least probability that the right answer had after its trace, EOS included, under
+            softmax(logits / temperature). Where there are few answers, a guess is often right; after a trace that
+            found the answer out, it is no guess.
 
     Yields:
         By index of the row, for those whose completions are all there: the examples with a trace, none where no answer
@@ -49,7 +54,7 @@ def right_chains(
     """
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch_size": batch_size}
     for groups in _sample(model, params, rules, rows, samples, **sampling):
-        yield {i: _right(rules, rows[i], sampled)[:keep] for i, sampled in groups.items()}
+        yield {i: _right(rules, rows[i], sampled, min_answer_prob)[:keep] for i, sampled in groups.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +103,7 @@ def judged_answers(
     found: dict[int, list[Sampled]] = {}
     for groups in _sample(model, params, rules, rows, samples, **sampling):
         for i, sampled in groups.items():
-            read = [rules.read(np.array(tokens, np.int32)) for tokens in sampled]
+            read = [rules.read(np.array(completion.token_ids, np.int32)) for completion in sampled]
             verdicts = [(c.answer, rules.verdict(rows[i], c)) for c in read if c.well_formed]
             found[i] = [Sampled(text, verdict == 1.0) for text, verdict in verdicts if verdict is not None]
     return [(i, answer) for i in sorted(found) for answer in found[i]]
@@ -106,9 +111,9 @@ def judged_answers(
 
 def _sample(
     model: Model, params: Params, rules: Rules, rows: Sequence[Encoded], samples: int, *, seed: int, **how
-) -> Iterator[dict[int, list[list[int]]]]:
-    """Tokens of all completions of a row, by its index, once they are all there."""
-    found: dict[int, dict[int, list[int]]] = {}
+) -> Iterator[dict[int, list[generation.Completion]]]:
+    """All completions of a row, by its index, once they are all there."""
+    found: dict[int, dict[int, generation.Completion]] = {}
     for completions in generation.complete(
         model,
         params,
@@ -122,14 +127,28 @@ def _sample(
         complete = {}
         for index, completion in completions.items():
             i, sample = divmod(index, samples)
-            found.setdefault(i, {})[sample] = completion.token_ids
+            found.setdefault(i, {})[sample] = completion
             if len(found[i]) == samples:
-                tokens = found.pop(i)
-                complete[i] = [tokens[k] for k in range(samples)]
+                own = found.pop(i)
+                complete[i] = [own[k] for k in range(samples)]
         yield complete
 
 
-def _right(rules: Rules, row: Encoded, sampled: Sequence[Sequence[int]]) -> list[Example]:
-    read = [rules.read(np.array(tokens, np.int32)) for tokens in sampled]
-    traces = [c.trace for c in read if c.well_formed and c.trace.strip() and rules.is_correct(row, c)]
+def _right(
+    rules: Rules, row: Encoded, sampled: Sequence[generation.Completion], min_answer_prob: float
+) -> list[Example]:
+    traces = []
+    for completion in sampled:
+        read = rules.read(np.array(completion.token_ids, np.int32))
+        is_likely = _answer_prob(rules, completion) >= min_answer_prob
+        if read.well_formed and read.trace.strip() and is_likely and rules.is_correct(row, read):
+            traces.append(read.trace)
     return [dataclasses.replace(row.example, trace=trace) for trace in dict.fromkeys(traces)]
+
+
+def _answer_prob(rules: Rules, completion: generation.Completion) -> float:
+    """Probability of what follows the delimiter, given what stands before it."""
+    delimiter = rules.encoder.format.delimiter
+    if delimiter not in completion.token_ids:
+        return 0.0
+    return math.exp(math.fsum(completion.log_probs[completion.token_ids.index(delimiter) + 1 :]))

@@ -36,9 +36,6 @@ from nrt_jax.rewards.verifiable import VerifierConfig
 from nrt_jax.rollout import SamplingConfig, cut_traces, engine, until_delimiter
 from nrt_jax.tasks import judging
 
-#: Fewer rows are padded to so many.
-_LEAST_ROWS = 8
-
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
@@ -136,7 +133,7 @@ class Judge:
         by_length: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             if len(row.prompt) <= longest:
-                by_length.setdefault(bucket(len(row.prompt)), []).append(i)
+                by_length.setdefault(_room(len(row.prompt)), []).append(i)
         found = dict.fromkeys(range(len(rows)), self._nothing())
         for length in sorted(by_length, reverse=True):  # What does not fit into memory fails at once.
             size = self.config.batch_size
@@ -165,11 +162,14 @@ class Judge:
         return Judgement(("",) * n, (None,) * n, (0.0,) * n, 0.0)
 
     def _judge(self, rows: Sequence[Encoded]) -> list[Judgement]:
-        """Judges rows of one bucket, at most a batch of them."""
+        """Judges rows of one room, at most a batch of them."""
         config, trace_format = self.config, self.encoder.format
-        size = min(config.batch_size, max(_LEAST_ROWS, 1 << (len(rows) - 1).bit_length()))
+        quarter = -(-config.batch_size // 4)
+        size = quarter if len(rows) <= quarter else config.batch_size  # Two sizes: each is a program.
         padded = [*rows, *[rows[-1]] * (size - len(rows))]
         tokens, mask = pad([row.prompt for row in padded])
+        more = ((0, 0), (0, _room(mask.sum(-1).max()) - mask.shape[1]))
+        tokens, mask = np.pad(tokens, more), np.pad(mask, more)
         delimiter, *others = trace_format.stop_ids
         sampling = SamplingConfig(
             stop_ids=jnp.array(others, jnp.int32),
@@ -218,6 +218,11 @@ def _read(params, rollout, verdicts, verdict_mask, delimiter, max_thought_length
 
     p_correct, p_without = (jax.nn.sigmoid(right - wrong) for wrong, right in zip(score(0), score(1), strict=True))
     return rollout.tokens, jnp.sum(rollout.mask, -1), p_correct, p_without
+
+
+def _room(length: int) -> int:
+    """The next power of two from 32 on: coarser than training's buckets, since how many rows there are varies, too."""
+    return max(32, 1 << (int(length) - 1).bit_length())
 
 
 def _hash(ids: Sequence[int]) -> int:

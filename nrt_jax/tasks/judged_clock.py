@@ -1,7 +1,7 @@
 """Judging tasks on clock problems, with mistakes that a seed makes: what the demonstration's base is pretrained on.
 
     question  Mia starts at 3 o'clock. .. A response to this question: Mia stops .. at 9 .. at 6 .. Is the response ..
-    trace     From 3, reads 5 to 8, walks 4 to 12, sleeps 6 to 6. So 12 and 6; it says 9 and 6.
+    trace     From 3, reads 5 to 8, walks 4 to 12, sleeps 6 to 6. So 12 and 9 no, 6 and 6 yes.
     answer    <verdict>incorrect</verdict>
 
 Half of the responses are right; of the others one hour or both are wrong. Half of the pretraining documents are these,
@@ -75,5 +75,7 @@ def _judged(solved: Example, trace: str, rng: random.Random) -> Example:
             said[i] = rng.choice([str(hour) for hour in range(1, HOURS + 1) if str(hour) != hours[i]])
     replaced = iter(said)
     response = _HOUR.sub(lambda _: next(replaced), solved.answer)
-    compared = f" So {' and '.join(hours)}; it says {' and '.join(said)}." if trace == solved.trace else ""
-    return judging.Judged(solved.question, response, label).example(trace + compared)
+    if trace == solved.trace:
+        compared = (f"{a} and {b} {'yes' if a == b else 'no'}" for a, b in zip(hours, said, strict=True))
+        trace += f" So {', '.join(compared)}."
+    return judging.Judged(solved.question, response, label).example(trace)

@@ -133,13 +133,16 @@ def parse_row(row: Any) -> Judged:
     if not texts["question"].strip():
         raise BadRow("question is empty", f"column 'question' is {row['question']!r:.40}; expected non-empty text")
     label = row["label"]
-    if not isinstance(label, int | float) or label not in (0, 1):
+    if label not in (0, 1):
         raise BadRow("label is not 0 or 1", f"column 'label' is {label!r:.40}; expected 1 for a right response, or 0")
     return Judged(**texts, label=int(label))
 
 
 def _text(name: str, value: Any) -> str:
-    value = "" if value is None else str(value) if isinstance(value, int | float) else value  # of references
+    """A column as text: TFDS gives bytes, and a reference may be a number."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    value = "" if value is None else str(value) if isinstance(value, int | float) else value
     if not isinstance(value, str):
         raise BadRow(f"{name} is not text", f"column {name!r} is {value!r:.40}; expected text")
     return value

@@ -30,6 +30,7 @@ class LibraConfig:
         tests: Held-out questions that they answer.
         samples: Answers of each to each, and thoughts from which chains are kept.
         keep: Most chains a judging task.
+        min_answer_prob: Least probability that the right verdict had after a chain: every second guess is right.
         other_share: Share of non-judging chains in SFT.
         seeds: Of chains, training and policies.
         judge: How judges are measured.
@@ -47,6 +48,7 @@ class LibraConfig:
     tests: int = 400
     samples: int = 4
     keep: int = 2
+    min_answer_prob: float = 0.9
     other_share: float = 0.2
     seeds: tuple[int, ...] = (0, 1, 2)
     judge: JudgeConfig = JudgeConfig()
