@@ -31,6 +31,8 @@ def get_config() -> LibraConfig:
         task="judged_clock", batch_size=32, trace=sft.TRACE, architecture=Architecture(vocab_size=560)
     )
     return LibraConfig(
+        questions=1000,
+        tests=200,
         pretrain=dataclasses.replace(
             pretrain,
             skill=dataclasses.replace(pretrain.skill, steps=900),

@@ -153,7 +153,8 @@ class TrainConfig:
         model: Llama or Mistral to start from: a folder in Hugging Face format or a hub id, an Orbax checkpoint, a run's
             folder, a PEFT adapter, or a built-in one (`tiny`, `tiny_weak`).
         data: Where questions come from, one or more of: a built-in task; a .jsonl, .json or .parquet file; a folder of
-            .parquet files, or one that `datasets` saved (`FOLDER:SPLIT`); `tfds:NAME[/CONFIG][:SPLIT]`; `gym:NAME`.
+            .parquet files, or one that `datasets` saved (`FOLDER:SPLIT`); `tfds:NAME[/CONFIG][:SPLIT]`; `gym:NAME`;
+            after `judging:`, one of these with responses that have labels.
         workdir: The run's folder; empty for a new one under runs/. Given the folder of an unfinished run, resumes it.
         objective: `nrt`; `sft`, cross-entropy on the answer after an empty trace; or `sft_with_trace`, on trace and
             answer of data that has traces.
