@@ -1,5 +1,6 @@
 """A judge's verdicts, votes and probabilities, against hand-made ones and against plain full forwards."""
 
+import collections
 import dataclasses
 import functools
 
@@ -29,7 +30,6 @@ def judge_of(config: JudgeConfig = CONFIG, max_length: int = 2048) -> Judge:
     )
     params = jax.tree.map(lambda x: 3.0 * x if x.ndim > 1 else x, model.init(jax.random.key(0)))
     trace_format, model, params, known = formats.resolve(TraceFormatConfig("<think>", "</think>"), model, params, known)
-    # Delimiters are one token of 400: of so short thoughts, some are to end with one.
     return Judge(model, params, Encoder(known, trace_format, TextConfig()), config)
 
 
@@ -38,11 +38,9 @@ def full_log_probs(model, params, tokens):
     return jax.nn.log_softmax(model.logits(params, tokens))
 
 
-@pytest.fixture(scope="module")
-def judged():
-    """A judge, its judgements, and for each response the ids of what it wrote."""
-    judge, wrote = judge_of(), {}
-    stream = engine.stream
+def recorded(judge: Judge) -> tuple[list[Judgement], dict[tuple[int, ...], list[list[int]]]]:
+    """Judgements, and by prompt the ids of what the judge wrote."""
+    wrote, stream = {}, engine.stream
 
     def spy(model, params, prompts, rng, config):
         for part in stream(model, params, prompts, rng, config):
@@ -54,9 +52,24 @@ def judged():
 
     engine.stream = spy
     try:
-        return judge, judge.judge(RESPONSES), wrote
+        return judge.judge(RESPONSES), wrote
     finally:
         engine.stream = stream
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """A judge, its judgements, and by prompt what it wrote. Some of its thoughts end with a delimiter.
+
+    A random model seldom writes the delimiter, so a token that it does write is made one.
+    """
+    judge = judge_of()
+    _, wrote = recorded(judge)
+    said = collections.Counter(ids[2] for rows in wrote.values() for ids in rows if len(ids) > 3)
+    delimiter, known = said.most_common(1)[0][0], judge.encoder.format
+    ending = dataclasses.replace(known, delimiter=delimiter, stop_ids=(delimiter, *known.stop_ids[1:]))
+    judge = dataclasses.replace(judge, encoder=Encoder(judge.encoder.tokenizer, ending, TextConfig()))
+    return judge, *recorded(judge)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +102,8 @@ def test_p_correct_is_that_of_full_forwards_over_both_verdicts(judged):
         wrong, right = log_p(context, 0), log_p(context, 1)
         return 1 / (1 + np.exp(wrong - right))
 
+    num_ended = sum(trace_format.delimiter in ids for rows in wrote.values() for ids in rows)
+    assert 0 < num_ended < 3 * len(RESPONSES)
     for (question, response), judgement in zip(RESPONSES, judgements, strict=True):
         prompt = encoder.encode(judging.Judged(question, response, 1).example()).prompt
         for ids, p in zip(wrote[prompt], judgement.p_correct, strict=True):

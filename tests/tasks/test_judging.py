@@ -59,6 +59,14 @@ def test_tasks_are_rows_balanced_in_every_cell_each_response_once_and_no_questio
     assert len(rows) == len(both) + made.num_repeated + made.num_contradicted + made.num_unbalanced
 
 
+def test_questions_of_given_tests_are_not_trained_on():
+    rows = [Judged(question, f"r{i}", i % 2) for question in ("kept", "asked") for i in range(6)]
+    tests = [Judged(" Asked", "other", 0), Judged("asked", "more", 1)]
+    made = judging.make_tasks(rows, test_share=0.0, tests=tests)
+    assert {row.question for row in made.train} == {"kept"}
+    assert len(made.test) == 8 and set(tests) <= set(made.test)
+
+
 @given(rows)
 def test_a_response_with_both_labels_is_in_neither_part(rows):
     labels = collections.defaultdict(set)
