@@ -42,6 +42,7 @@ def get_config() -> LibraConfig:
         sft=tuned,
         grpo=dataclasses.replace(
             reinforced,
+            optimizer=dataclasses.replace(reinforced.optimizer, learning_rate=2e-4),
             reward=dataclasses.replace(reinforced.reward, shaping=ShapingConfig(overlong_max=72, overlong_cache=24)),
         ),
         policy=recipe,

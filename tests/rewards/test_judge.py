@@ -124,6 +124,14 @@ def test_a_judgement_does_not_depend_on_what_is_judged_beside_it_and_equal_texts
     assert judge.judge([]) == []
 
 
+def test_copies_on_several_devices_judge_as_one_does(judged):
+    judge, judgements, _ = judged
+    copies = [jax.device_put(judge.params, device) for device in jax.devices()[:2]]
+    for found, known in zip(dataclasses.replace(judge, params=copies).judge(RESPONSES), judgements, strict=True):
+        assert found.thoughts == known.thoughts and found.verdicts == known.verdicts
+        np.testing.assert_allclose(found.p_correct, known.p_correct, atol=1e-4)  # Other batches round otherwise.
+
+
 def test_a_response_that_leaves_no_room_for_a_thought_gets_no_verdict():
     judge = judge_of(max_length=300)
     fits, too_long = judge.judge([RESPONSES[0], ("What is 2 plus 3?", "5" * 400)])
