@@ -40,6 +40,8 @@ class ChainsConfig:
         output: JSONL file to write.
         samples: Completions of each question.
         keep: Most that are kept of each; the first right ones.
+        min_answer_prob: Least probability that the right answer had after its trace: above 0 it leaves out guesses,
+            which are often right where there are few answers, as verdicts are.
         max_new_tokens: Of trace, delimiter and answer together.
         temperature: Divides the logits.
         seed: Of the sampling, and of a task's questions.
@@ -57,6 +59,7 @@ class ChainsConfig:
     held_out: int = EvaluationConfig().questions
     samples: int = 8
     keep: int = 1
+    min_answer_prob: float = 0.0
     max_new_tokens: int = 1024
     temperature: float = 1.0
     seed: int = 0
@@ -74,6 +77,8 @@ class ChainsConfig:
                 raise UserError(f"{name}: {getattr(self, name)} cannot work; expected a number above 0")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise UserError(f"temperature: {self.temperature} cannot work; expected a number above 0")
+        if not 0 <= self.min_answer_prob <= 1:
+            raise UserError(f"min_answer_prob: {self.min_answer_prob} cannot work; expected a number from 0 to 1")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: {self.seed} cannot work; expected a number from 0 to below 2**32")
         get_verifier(self.verifier.name)
@@ -102,6 +107,7 @@ def main(config: ChainsConfig) -> None:
         temperature=config.temperature,
         seed=config.seed,
         batch_size=config.batch_size,
+        min_answer_prob=config.min_answer_prob,
     ):
         done |= found
         print(f"{len(done)} of {len(rows)} questions, {sum(map(bool, done.values()))} with a chain", file=sys.stderr)

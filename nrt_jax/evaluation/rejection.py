@@ -1,9 +1,10 @@
-"""Rejection sampling: chains of thought that end in an answer which a verifier finds right.
+"""Sampling with a verifier: chains of thought that end in a right answer, and answers with verified labels.
 
-They are what StepHint cuts into hints, what `sft_with_trace` learns from, and where a judge's training starts.
+The former are what StepHint cuts into hints and `sft_with_trace` learns from; the latter are what judges learn from.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ def right_chains(
     temperature: float,
     seed: int,
     batch_size: int,
+    min_answer_prob: float = 0.0,
 ) -> Iterator[dict[int, list[Example]]]:
     """Samples completions of questions and keeps the traces of right ones, each trace once.
 
@@ -42,36 +44,111 @@ def right_chains(
         temperature: Of the sampling.
         seed: Of the sampling.
         batch_size: Completions decoded at once.
+        min_answer_prob: Least probability that the right answer had after its trace, EOS included, under
+            softmax(logits / temperature). Where there are few answers, a guess is often right; after a trace that
+            found the answer out, it is no guess.
 
     Yields:
         By index of the row, for those whose completions are all there: the examples with a trace, none where no answer
         was right.
     """
-    stop_ids = rules.encoder.format.stop_ids[1:]  # It goes on after the delimiter.
-    found: dict[int, dict[int, list[int]]] = {}
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch_size": batch_size}
+    for groups in _sample(model, params, rules, rows, samples, **sampling):
+        yield {i: _right(rules, rows[i], sampled, min_answer_prob)[:keep] for i, sampled in groups.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """An answer that a verifier has judged.
+
+    Attributes:
+        text: The answer without the thought.
+        is_right: Whether it is right.
+    """
+
+    text: str
+    is_right: bool
+
+
+def judged_answers(
+    model: Model,
+    params: Params,
+    rules: Rules,
+    rows: Sequence[Encoded],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int,
+) -> list[tuple[int, Sampled]]:
+    """Samples answers to questions, with what the verifier says of each: what a judge can learn from (V2V).
+
+    Args:
+        model: Who answers.
+        params: Its parameters.
+        rules: Reads and judges.
+        rows: The questions, at least one.
+        samples: Completions of each.
+        max_new_tokens: Of a trace, delimiter, answer and EOS together.
+        temperature: Of the sampling.
+        seed: Of the sampling.
+        batch_size: Completions decoded at once.
+
+    Returns:
+        (index of the row, answer), in the order of the rows; completions that do not end in an answer, or in none that
+        the verifier can judge, are left out.
+    """
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch_size": batch_size}
+    found: dict[int, list[Sampled]] = {}
+    for groups in _sample(model, params, rules, rows, samples, **sampling):
+        for i, sampled in groups.items():
+            read = [rules.read(np.array(completion.token_ids, np.int32)) for completion in sampled]
+            verdicts = [(c.answer, rules.verdict(rows[i], c)) for c in read if c.well_formed]
+            found[i] = [Sampled(text, verdict == 1.0) for text, verdict in verdicts if verdict is not None]
+    return [(i, answer) for i in sorted(found) for answer in found[i]]
+
+
+def _sample(
+    model: Model, params: Params, rules: Rules, rows: Sequence[Encoded], samples: int, *, seed: int, **how
+) -> Iterator[dict[int, list[generation.Completion]]]:
+    """All completions of a row, by its index, once they are all there."""
+    found: dict[int, dict[int, generation.Completion]] = {}
     for completions in generation.complete(
         model,
         params,
         [row.prompt for row in rows for _ in range(samples)],
         range(samples * len(rows)),
-        stop_ids=stop_ids,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
+        stop_ids=rules.encoder.format.stop_ids[1:],  # It goes on after the delimiter.
         truncation=Truncation(),
         seed=seed,
-        batch_size=batch_size,
+        **how,
     ):
         complete = {}
         for index, completion in completions.items():
             i, sample = divmod(index, samples)
-            found.setdefault(i, {})[sample] = completion.token_ids
+            found.setdefault(i, {})[sample] = completion
             if len(found[i]) == samples:
-                tokens = found.pop(i)
-                complete[i] = _right(rules, rows[i], [tokens[k] for k in range(samples)])[:keep]
+                own = found.pop(i)
+                complete[i] = [own[k] for k in range(samples)]
         yield complete
 
 
-def _right(rules: Rules, row: Encoded, sampled: Sequence[Sequence[int]]) -> list[Example]:
-    read = [rules.read(np.array(tokens, np.int32)) for tokens in sampled]
-    traces = [c.trace for c in read if c.well_formed and c.trace.strip() and rules.is_correct(row, c)]
+def _right(
+    rules: Rules, row: Encoded, sampled: Sequence[generation.Completion], min_answer_prob: float
+) -> list[Example]:
+    traces = []
+    for completion in sampled:
+        read = rules.read(np.array(completion.token_ids, np.int32))
+        is_likely = _answer_prob(rules, completion) >= min_answer_prob
+        if read.well_formed and read.trace.strip() and is_likely and rules.is_correct(row, read):
+            traces.append(read.trace)
     return [dataclasses.replace(row.example, trace=trace) for trace in dict.fromkeys(traces)]
+
+
+def _answer_prob(rules: Rules, completion: generation.Completion) -> float:
+    """Probability of what follows the delimiter, given what stands before it."""
+    delimiter = rules.encoder.format.delimiter
+    if delimiter not in completion.token_ids:
+        return 0.0
+    return math.exp(math.fsum(completion.log_probs[completion.token_ids.index(delimiter) + 1 :]))

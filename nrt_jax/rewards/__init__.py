@@ -2,6 +2,7 @@
 
 from nrt_jax.rewards.group import BELOW_ZERO, GROUP_AGGREGATIONS, aggregate_group
 from nrt_jax.rewards.intrinsic import AGGREGATIONS, Reward, aggregate, score_reference
+from nrt_jax.rewards.judge import Judge, JudgeConfig, Judgement
 from nrt_jax.rewards.rules import Rules
 from nrt_jax.rewards.shaping import ShapingConfig, punishment
 from nrt_jax.rewards.verifiable import VERIFIERS, Completion, VerifierConfig, get_verifier
@@ -12,6 +13,9 @@ __all__ = [
     "GROUP_AGGREGATIONS",
     "VERIFIERS",
     "Completion",
+    "Judge",
+    "JudgeConfig",
+    "Judgement",
     "Reward",
     "Rules",
     "ShapingConfig",

@@ -29,6 +29,7 @@ from fractions import Fraction
 from nrt_jax import tasks
 from nrt_jax.data.example import Example
 from nrt_jax.errors import UserError, unknown_name
+from nrt_jax.tasks import judging
 from nrt_jax.tasks.puzzle import MAX_ANSWER_CHARACTERS
 
 #: Characters of an answer that is read; a longer one is not judged.
@@ -64,9 +65,9 @@ class VerifierConfig:
 
     Attributes:
         name: One of `nrt_jax.rewards.VERIFIERS`: `exact`, spaces at the ends aside; `normalised`, case, articles and
-            punctuation aside (SQuAD); `number`, the last number of both; `math`, equal in value (`math-verify`); a
-            task, such as `deduction`, which judges answers to its own questions; or the import path of a function,
-            `package.module:function`.
+            punctuation aside (SQuAD); `number`, the last number of both; `math`, equal in value (`math-verify`);
+            `verdict`, that of a judge (`nrt_jax.tasks.judging`), whose tags are given; a task, such as `deduction`,
+            which judges answers to its own questions; or the import path of a function, `package.module:function`.
         answer_tag: Name of the tags that hold the answer, such as `answer`; empty where all after the delimiter is it.
         right: Score of a right answer.
         wrong: Score of a wrong one; partly right ones lie between.
@@ -78,6 +79,14 @@ class VerifierConfig:
     right: float = 1.0
     wrong: float = 0.0
     unparseable: float = 0.0
+
+    def __post_init__(self):
+        """Raises UserError for tags around tags."""
+        if self.name == "verdict" and self.answer_tag:
+            raise UserError(
+                f"verifier.answer_tag: {self.answer_tag!r} cannot work with verifier.name 'verdict', which reads tags "
+                "of its own; expected none"
+            )
 
     def score(self, verdict: float | None) -> float:
         """The reward of what a verifier returned."""
@@ -133,7 +142,29 @@ def math(example: Example, completion: Completion) -> float | None:
     return float(math_verify.verify(reference, found, timeout_seconds=MATH_SECONDS)) if found else None
 
 
-VERIFIERS: dict[str, Verifier] = {"exact": exact, "normalised": normalised, "number": number, "math": math}
+def verdict(example: Example, completion: Completion) -> float | None:
+    """The judge's verdict is that of the reference, one of two.
+
+    Raises:
+        UserError: The reference is no verdict.
+    """
+    reference = judging.parse_verdict("", example.answer)
+    if reference is None:
+        raise UserError(
+            f"verifier.name: 'verdict' compares verdicts, and the reference answer {example.answer[:100]!r} is none; "
+            f"expected {judging.verdict(1)} or {judging.verdict(0)}, as in --data judging:FILE"
+        )
+    found = judging.parse_verdict(completion.trace, completion.answer)
+    return None if found is None else float(found == reference)
+
+
+VERIFIERS: dict[str, Verifier] = {
+    "exact": exact,
+    "normalised": normalised,
+    "number": number,
+    "math": math,
+    "verdict": verdict,
+}
 
 
 def get_verifier(name: str) -> Verifier:

@@ -10,6 +10,7 @@ from nrt_jax.tasks.abduction import AbductionTask
 from nrt_jax.tasks.clock import ClockTask
 from nrt_jax.tasks.deduction import DeductionTask
 from nrt_jax.tasks.induction import InductionTask
+from nrt_jax.tasks.judged_clock import JudgedClockTask
 from nrt_jax.tasks.puzzle import Verdict
 
 #: For models that are rewarded for tags: as a system turn, or before `{question}` in `text.template`.
@@ -41,7 +42,9 @@ class Task(Protocol):
         """Whether the text of an answer is right, wrong, or none at all."""
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (ClockTask(), DeductionTask(), InductionTask(), AbductionTask())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (ClockTask(), DeductionTask(), InductionTask(), AbductionTask(), JudgedClockTask())
+}
 
 
 def is_task(name: str) -> bool:

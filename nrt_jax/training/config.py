@@ -19,6 +19,7 @@ from nrt_jax.rewards import (
     AGGREGATIONS,
     BELOW_ZERO,
     GROUP_AGGREGATIONS,
+    JudgeConfig,
     ShapingConfig,
     VerifierConfig,
     get_verifier,
@@ -82,6 +83,7 @@ class RewardConfig:
         format: Weight of 1 for a well-formed completion, 0 for any other. Where no answer is sampled, one is well
             formed if the policy wrote the delimiter.
         verifiable: Weight of the verifier's score of the answer that the policy writes.
+        judge: Weight of what a judge says of that answer (`JudgeConfig`), where there is no reference to compare with.
         normalise: `group` divides what each reward is above its mean of a question's traces by their standard deviation
             before it is weighted, so that weights compare like with like; `none` does not.
         shaping: Punishments, added to the sum.
@@ -91,13 +93,19 @@ class RewardConfig:
     intrinsic: float = 1.0
     format: float = 0.0
     verifiable: float = 0.0
+    judge: float = 0.0
     normalise: Literal["none", "group"] = "none"
     shaping: ShapingConfig = ShapingConfig()
 
     @property
     def samples_answer(self) -> bool:
         """The policy goes on after the delimiter."""
-        return self.verifiable != 0 or self.intrinsic == 0
+        return self.verifiable != 0 or self.judge != 0 or self.intrinsic == 0
+
+    @property
+    def weights(self) -> tuple[float, float, float, float]:
+        """Of the intrinsic reward, the format, the verifier's score and the judge's."""
+        return self.intrinsic, self.format, self.verifiable, self.judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +153,8 @@ class TrainConfig:
         model: Llama or Mistral to start from: a folder in Hugging Face format or a hub id, an Orbax checkpoint, a run's
             folder, a PEFT adapter, or a built-in one (`tiny`, `tiny_weak`).
         data: Where questions come from, one or more of: a built-in task; a .jsonl, .json or .parquet file; a folder of
-            .parquet files, or one that `datasets` saved (`FOLDER:SPLIT`); `tfds:NAME[/CONFIG][:SPLIT]`; `gym:NAME`.
+            .parquet files, or one that `datasets` saved (`FOLDER:SPLIT`); `tfds:NAME[/CONFIG][:SPLIT]`; `gym:NAME`;
+            after `judging:`, one of these with responses that have labels.
         workdir: The run's folder; empty for a new one under runs/. Given the folder of an unfinished run, resumes it.
         objective: `nrt`; `sft`, cross-entropy on the answer after an empty trace; or `sft_with_trace`, on trace and
             answer of data that has traces.
@@ -168,6 +177,7 @@ class TrainConfig:
         hints: Rows that start from the first steps of a right chain (StepHint).
         reward: Reward.
         verifier: How the answers that the policy writes are judged, in evaluation and for a reward.
+        judge: Who judges them where that is a reward of its own.
         advantage: Baseline and scale of advantages.
         loss: Policy loss, weights and switches.
         reference: A second policy, for KL or to score in place of the one that learns.
@@ -198,6 +208,7 @@ class TrainConfig:
     hints: HintConfig = HintConfig()
     reward: RewardConfig = RewardConfig()
     verifier: VerifierConfig = VerifierConfig()
+    judge: JudgeConfig = JudgeConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: NRTLossConfig = NRTLossConfig()
     reference: ReferenceConfig = ReferenceConfig()
@@ -234,11 +245,11 @@ class TrainConfig:
         modes = (*AGGREGATIONS, *GROUP_AGGREGATIONS, "random")
         if self.reward.mode not in modes:
             raise unknown_name("reward.mode", self.reward.mode, modes)
-        weights = (self.reward.intrinsic, self.reward.format, self.reward.verifiable)
+        weights = self.reward.weights
         _require(
             all(map(math.isfinite, weights)) and any(weights),
             "reward",
-            f"weights {', '.join(map(str, weights))} of intrinsic, format and verifiable",
+            f"weights {', '.join(map(str, weights))} of intrinsic, format, verifiable and judge",
             "finite numbers, one of them not 0",
         )
         get_verifier(self.verifier.name)
@@ -299,9 +310,8 @@ class TrainConfig:
     def _validate_method(self) -> None:
         """Refuses parts of methods that do not go together."""
         mode, reference, loss, shaping = self.reward.mode, self.reference, self.loss, self.reward.shaping
-        weights = (self.reward.intrinsic, self.reward.format, self.reward.verifiable)
         is_punished = bool(shaping.overlong_max or shaping.ngram_count)
-        is_alone = weights == (1, 0, 0) and self.reward.normalise == "none" and not is_punished
+        is_alone = self.reward.weights == (1, 0, 0, 0) and self.reward.normalise == "none" and not is_punished
         is_alone &= loss.kl_weight == 0 or loss.kl_in == "loss"
         is_alone &= mode in ("jepo", "log_prob") and self.advantage.clip == "none"
         _require(
@@ -329,18 +339,19 @@ class TrainConfig:
             shaping.overlong_cache,
             f"at most overlong_max, {shaping.overlong_max}",
         )
-        is_asked = loss.kl_weight > 0 or reference.scores != "nothing"
+        is_judge = self.reward.judge != 0 and self.judge.model == "reference"
+        is_asked = loss.kl_weight > 0 or reference.scores != "nothing" or is_judge
         _require(
             not is_asked or reference.kind != "none",
             "reference.kind",
             "'none'",
-            "'initial' or 'ema', which --loss.kl-weight and --reference.scores ask",
+            "'initial' or 'ema', which --loss.kl-weight, --reference.scores and --judge.model reference ask",
         )
         _require(
             is_asked or reference.kind == "none",
             "reference.kind",
             repr(reference.kind),
-            "something that asks it: --loss.kl-weight above 0, or --reference.scores answers or empty_trace",
+            "something that asks it: --loss.kl-weight above 0, --reference.scores answers or empty_trace, or a judge",
         )
         _require(
             reference.kind == "none" or self.objective == "nrt",
@@ -379,6 +390,9 @@ _POSITIVE = (
     "rollout.temperature",
     "optimizer.learning_rate",
     "loss.constant",
+    "judge.thoughts",
+    "judge.max_thought_length",
+    "judge.batch_size",
     "evaluation.questions",
     "evaluation.batch_size",
     "dataset.size",
@@ -410,6 +424,8 @@ _NOT_NEGATIVE = (
     "evaluation.every",
     "evaluation.examples",
     "evaluation.temperature",
+    "judge.temperature",
+    "judge.seed",
     "checkpoint.every",
     "checkpoint.best",
 )

@@ -17,7 +17,7 @@ from nrt_jax.errors import Stopped
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
 from nrt_jax.training import workdir as run_folder
 from nrt_jax.training.checkpoint import Checkpointer
-from nrt_jax.training.collect import Score, collect
+from nrt_jax.training.collect import collect
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.config_io import to_dict
 from nrt_jax.training.guard import SkippedUpdates
@@ -26,6 +26,7 @@ from nrt_jax.training.learner import LearnerBatch, from_demonstrations
 from nrt_jax.training.metrics import CompilationCounter, MetricsWriter
 from nrt_jax.training.optimizer import make_optimizer
 from nrt_jax.training.reference import follow
+from nrt_jax.training.scorer import Scorer
 from nrt_jax.training.setup import Setup
 from nrt_jax.training.signals import StopRequest
 from nrt_jax.training.state import TrainState, abstract_state, create_state
@@ -182,13 +183,15 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
 
 def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainState, LearnerBatch, dict]:
     answer_length = config.rollout.max_answer_length or setup.train.longest_answer
+    copies = setup.copies(state.params)
+    scorer = Scorer.of(config, setup, rows, copies, state)
     learner_batch, outcome = collect(
         setup.model,
-        setup.copies(state.params),
+        copies,
         setup.encoder.batch(rows),
         rng,
         sampling_config(config.rollout, setup.trace_format, config.reward.samples_answer * answer_length),
-        score=_score_of(config, setup, rows),
+        score=scorer,
         chains=_chains_of(config, setup, rows),
         reference=setup.reference(state),
         reward_std=state.reward_std,
@@ -202,7 +205,11 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainS
         max_trace_length=config.rollout.max_trace_length,
         has_opening=bool(setup.trace_format.opening),
     )
-    return state.replace(reward_std=outcome.reward_std), learner_batch, describe(outcome)
+    return (
+        state.replace(reward_std=outcome.reward_std),
+        learner_batch,
+        describe(outcome) | (scorer.metrics if scorer else {}),
+    )
 
 
 def state_parts(config: TrainConfig) -> dict[str, bool]:
@@ -215,16 +222,6 @@ def _chains_of(config: TrainConfig, setup: Setup, rows) -> Chains | None:
         return None
     how = {"with_answer": config.reward.samples_answer, "max_length": setup.max_length}
     return Chains.of(rows, setup.trace_format, config.hints, **how)
-
-
-def _score_of(config: TrainConfig, setup: Setup, rows) -> Score | None:
-    """Makes rewards of the text of completions, those that have a weight."""
-    names = [name for name in ("format", "verifiable") if getattr(config.reward, name)]
-    if not names:
-        return None
-
-    has_answers = config.reward.samples_answer
-    return lambda tokens, lengths: setup.rules.score(rows, tokens, lengths, names, has_answers=has_answers)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -64,6 +64,7 @@ class PretrainConfig:
         seed: Of parameters and documents.
         batch_size: Documents an update.
         architecture: Size of the model.
+        trace: Trace format of the documents.
         skill: First phase: documents that mostly work the problem out.
         habit: Second phase: documents that seldom do.
     """
@@ -74,6 +75,7 @@ class PretrainConfig:
     seed: int = 0
     batch_size: int = 64
     architecture: Architecture = Architecture()
+    trace: TraceFormatConfig = TraceFormatConfig()
     skill: Phase = Phase(
         steps=600,
         learning_rate=3e-3,
@@ -97,7 +99,7 @@ def pretrain(config: PretrainConfig, log: Callable[[str], None] = print) -> tupl
     shape = dataclasses.asdict(config.architecture) | {"vocab_size": max(tokenizer.get_vocab().values()) + 1}
     model = Model(ModelConfig(**shape, tie_embeddings=True, max_position_embeddings=1024))
     params = model.init(jax.random.key(config.seed))
-    trace_format, model, params, tokenizer = formats.resolve(TraceFormatConfig(), model, params, tokenizer)
+    trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
     encoder = Encoder(tokenizer, trace_format, TextConfig())
     log(f"{config.task}: {len(tokenizer)} tokens, {model.config.num_parameters:,} parameters")
     for number, (name, phase) in enumerate((("skill", config.skill), ("habit", config.habit))):

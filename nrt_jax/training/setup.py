@@ -1,6 +1,7 @@
 """Everything that a run needs before its first step, loaded and checked before anything is written."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from nrt_jax.errors import UserError
 from nrt_jax.evaluation import Limits
 from nrt_jax.models import Frozen, Model, Params, backends, lora
 from nrt_jax.parallel import Layout
-from nrt_jax.rewards import Rules
+from nrt_jax.rewards import Judge, Rules
 from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.judged import load_judge
 from nrt_jax.training.reference import Policy, initial_policy
 from nrt_jax.training.state import TrainState
 
@@ -45,6 +47,7 @@ class Setup:
         layout: Over devices; None where one trains.
         devices: Those that sample where one trains.
         initial: The policy before training, if it is the run's reference.
+        judge: Another checkpoint that judges, if one does.
     """
 
     model: Model
@@ -63,6 +66,7 @@ class Setup:
     layout: Layout | None
     devices: list[jax.Device]
     initial: Policy | None
+    judge: Judge | None
 
     def policy(self, params: Params) -> Params:
         """The params of the whole policy, given those that are trained."""
@@ -74,10 +78,18 @@ class Setup:
 
     def copies(self, params: Params) -> list[Params]:
         """Copies of `policy`, one on each replica that samples."""
-        policy = self.policy(params)
-        if self.layout is None:
-            return [jax.device_put(policy, device) for device in self.devices]
-        return self.layout.copies(self.model.compute_params(policy), self.model.logical_axes())
+        return self.copies_of(self.model, self.policy(params))
+
+    def copies_of(self, model: Model, params: Params) -> list[Params]:
+        """Copies of the whole parameters of a model, likewise."""
+        return _copies_of(model, params, self.layout, self.devices)
+
+
+def _copies_of(model: Model, params: Params, layout: Layout | None, devices: Sequence[jax.Device]) -> list[Params]:
+    """Copies of whole parameters, one on each replica of the layout, or on each of the devices."""
+    if layout is None:
+        return [jax.device_put(params, device) for device in devices]
+    return layout.copies(model.compute_params(params), model.logical_axes())
 
 
 def prepare(config: TrainConfig) -> Setup:
@@ -141,6 +153,10 @@ def prepare(config: TrainConfig) -> Setup:
     if layout:
         params = layout.place(params, lora.logical_axes(model, params))
         frozen = frozen and layout.place(frozen, lora.frozen_axes(model))
+    judge = None
+    if config.reward.judge and config.judge.model not in ("policy", "reference"):
+        judge = load_judge(config.judge, dtype=config.dtype)
+        judge = dataclasses.replace(judge, params=_copies_of(judge.model, judge.params, layout, devices))
     return Setup(
         model=model,
         params=params,
@@ -162,4 +178,5 @@ def prepare(config: TrainConfig) -> Setup:
         layout=layout,
         devices=devices,
         initial=initial_policy(model, params, frozen) if config.reference.kind == "initial" else None,
+        judge=judge,
     )

@@ -1,6 +1,8 @@
 """launch.chains keeps the traces of right answers, and what it writes is data to train on."""
 
 import json
+import math
+import types
 
 import pytest
 
@@ -8,6 +10,7 @@ from launch import chains, cli
 from nrt_jax import tasks
 from nrt_jax.data.rows import DataConfig, parse
 from nrt_jax.data.sources import open_rows
+from nrt_jax.evaluation import generation, rejection
 from tests.fixtures_run import examples, write_rows
 
 NUM = 6
@@ -53,6 +56,24 @@ def test_the_verifier_decides_and_keep_limits(tmp_path):
     kept = [sum(row["question"] == q for row in all_right) for q in {row["question"] for row in all_right}]
     assert set(kept) <= {1, 2} and 2 in kept
     assert run(tmp_path, "--verifier.name", f"{__name__}:never") == []
+
+
+def test_answers_that_were_guesses_can_be_left_out(tmp_path):
+    flags = ("--keep", "6", "--verifier.name", f"{__name__}:always")
+    answered = run(tmp_path, *flags)
+    kept = run(tmp_path, *flags, "--min-answer-prob", "0.3")
+    assert 0 < len(kept) < len(answered)
+    assert all(row in answered for row in kept)
+    assert run(tmp_path, *flags, "--min-answer-prob", "0") == answered
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--min-answer-prob", "1.5")
+
+
+def test_the_probability_of_an_answer_is_that_of_its_tokens_after_the_delimiter():
+    rules = types.SimpleNamespace(encoder=types.SimpleNamespace(format=types.SimpleNamespace(delimiter=7)))
+    completion = generation.Completion([1, 2, 7, 3, 7, 4], [-9.0, -9.0, -9.0, -0.1, -0.2, -0.3], "stop")
+    assert rejection._answer_prob(rules, completion) == pytest.approx(math.exp(-0.6))
+    assert rejection._answer_prob(rules, generation.Completion([1, 2], [-0.1, -0.1], "stop")) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from nrt_jax.rewards.verifiable import (
     normalise,
     parse_completion,
 )
+from nrt_jax.tasks import judging
 
 
 def judge(name: str, reference: str, answer: str | None) -> float | None:
@@ -33,9 +34,10 @@ def parse(trace: str, answer: str | None, *, finished=True, tag="answer") -> Com
 
 @pytest.mark.parametrize("name", VERIFIERS)
 def test_the_reference_is_right_another_answer_wrong_and_none_is_not_judged(name):
-    assert judge(name, "17", "17") == 1.0
-    assert judge(name, "17", "71") == 0.0
-    assert judge(name, "17", None) is None
+    reference, other = ("17", "71") if name != "verdict" else map(judging.verdict, (0, 1))
+    assert judge(name, reference, reference) == 1.0
+    assert judge(name, reference, other) == 0.0
+    assert judge(name, reference, None) is None
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-(10**9), max_value=10**9))

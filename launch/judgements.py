@@ -1,0 +1,185 @@
+"""Make judging tasks of data with verified labels: sampled answers that a verifier judges, or given ones.
+
+python -m launch.judgements --checkpoints DIR [DIR ...] --data SOURCE --samples 4 --output judging
+python -m launch.judgements --labelled FILE [FILE ...] --output judging
+
+The output folder gets train.jsonl and test.jsonl, of different questions. A row has the fields of Libra Bench:
+question, response, label (1 for right, 0 for wrong), subset, model, reference; `--data judging:FILE` reads them.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from launch import cli
+from launch.score import as_in_training
+from nrt_jax import checkpoints, jsonl, tasks
+from nrt_jax.data import formats
+from nrt_jax.data.encode import Encoded, Encoder, TextConfig
+from nrt_jax.data.formats import TraceFormatConfig
+from nrt_jax.data.load import load, open_sources
+from nrt_jax.data.rows import DataConfig
+from nrt_jax.data.sources import open_rows
+from nrt_jax.errors import UserError
+from nrt_jax.evaluation.rejection import Sampled, judged_answers
+from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
+from nrt_jax.tasks import judging
+from nrt_jax.tasks.judging import Judged
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgementsConfig:
+    """Judging tasks.
+
+    Attributes:
+        output: Folder for train.jsonl and test.jsonl.
+        checkpoints: Who answers the questions of `data`; each in any form that `launch.train` takes as a model.
+        data: Questions and answers, as in `launch.train`.
+        labelled: Files of responses that have labels already.
+        questions: Most questions of each source that are answered; 0 for all.
+        held_out: Questions that a task holds out; all become tests.
+        samples: Answers of each checkpoint to each question.
+        test_share: Share of the questions that become tests, by a hash of the question, beside what tasks hold out.
+        max_new_tokens: Of trace, delimiter and answer together.
+        temperature: Divides the logits.
+        seed: Of the sampling, and of a task's questions.
+        batch_size: Answers decoded at once.
+        dtype: Compute dtype of the models.
+        verifier: How answers are judged.
+        dataset: Columns, bad rows, size and level of a task.
+        text: Template and length limits; of a run's checkpoint those of the run.
+        trace: Trace format; of a run's checkpoint that of the run.
+    """
+
+    output: str
+    checkpoints: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    labelled: tuple[str, ...] = ()
+    questions: int = 0
+    held_out: int = 256
+    samples: int = 4
+    test_share: float = 0.1
+    max_new_tokens: int = 1024
+    temperature: float = 1.0
+    seed: int = 0
+    batch_size: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    verifier: VerifierConfig = VerifierConfig()
+    dataset: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    trace: TraceFormatConfig = TraceFormatConfig()
+
+    def validate(self) -> None:
+        """Raises UserError for values that cannot work."""
+        for name in ("held_out", "samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} cannot work; expected a number above 0")
+        if self.questions < 0:
+            raise UserError(f"questions: {self.questions} cannot work; expected 0 for all, or a number above it")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise UserError(f"temperature: {self.temperature} cannot work; expected a number above 0")
+        if not 0 <= self.test_share < 1:
+            raise UserError(f"test_share: {self.test_share} cannot work; expected a number from 0 to below 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed: {self.seed} cannot work; expected a number from 0 to below 2**32")
+        if bool(self.checkpoints) != bool(self.data) or not (self.data or self.labelled):
+            raise UserError(
+                f"data: {len(self.data)} sources with {len(self.checkpoints)} checkpoints and {len(self.labelled)} "
+                "labelled files; expected --data and --checkpoints together, or --labelled"
+            )
+        get_verifier(self.verifier.name)
+
+
+def main(config: JudgementsConfig) -> None:
+    """Reads, samples, judges, chooses, writes."""
+    config.validate()
+    folder = Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output: {config.output!r} is a file; expected the name of a folder")
+    given = [row for name in config.labelled for row in _labelled(name, config)]
+    rows, tests = _sampled(config)
+    made = judging.make_tasks([*given, *rows], test_share=config.test_share, tests=tests)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output: cannot make {config.output!r}: {error.strerror}; choose another folder") from error
+    for name, part in (("train", made.train), ("test", made.test)):
+        lines = [jsonl.Row(i, f"{name} {i}", dataclasses.asdict(row)) for i, row in enumerate(part, 1)]
+        jsonl.write(str(folder / f"{name}.jsonl"), lines, field="output")
+    print(made)
+    print(f"written to {folder}: train.jsonl and test.jsonl, as many right as wrong responses of each subset and model")
+
+
+def _labelled(name: str, config: JudgementsConfig) -> list[Judged]:
+    source = open_rows(name, config.dataset, [field.name for field in dataclasses.fields(Judged)])
+    rows = []
+    for i in range(len(source)):
+        try:
+            row = judging.parse_row(source[i])
+        except UserError as error:
+            raise UserError(f"labelled: {name!r}, {source.where(i)}: {error}") from error
+        rows.append(row if row.subset else dataclasses.replace(row, subset=name))
+    return rows
+
+
+def _sampled(config: JudgementsConfig) -> tuple[list[Judged], list[Judged]]:
+    """Answers of all checkpoints to the questions of all sources, and to those that tasks hold out."""
+    rows, held_out = [], []
+    for name in config.data:
+        dataset = dataclasses.replace(config.dataset, weights=(), held_out="")
+        opened = open_sources([name], dataset, num_held_out=config.held_out, seed=config.seed)
+        for checkpoint in config.checkpoints:
+            settings = as_in_training({"checkpoint": checkpoint})
+            text, trace = (
+                dataclasses.replace(getattr(config, part), **_fields(settings, part)) for part in ("text", "trace")
+            )
+            model, params, tokenizer = checkpoints.load(checkpoint, dtype=config.dtype)
+            trace_format, model, params, tokenizer = formats.resolve(trace, model, params, tokenizer)
+            encoder = Encoder(tokenizer, trace_format, text)
+            longest = model.config.max_position_embeddings - config.max_new_tokens
+            data = load(opened, encoder, dataset, num_held_out=config.held_out, max_length=longest)
+            is_task = tasks.is_task(name)
+            train = list(data) if is_task else [*data, *data.held_out]
+            for questions, found in ((train, rows), (data.held_out if is_task else [], held_out)):
+                questions = questions[: config.questions or None]
+                answers = _answers(config, model, params, Rules(encoder, config.verifier), questions)
+                found += [
+                    Judged(
+                        questions[i].example.question,
+                        answer.text,
+                        int(answer.is_right),
+                        subset=name,
+                        model=checkpoint,
+                        reference=questions[i].example.answer,
+                    )
+                    for i, answer in answers
+                ]
+            print(f"{checkpoint}, {name}: {len(rows)} and {len(held_out)} held-out responses so far", file=sys.stderr)
+    return rows, held_out
+
+
+def _fields(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
+    return {name.partition(".")[2]: value for name, value in settings.items() if name.startswith(f"{part}.")}
+
+
+def _answers(config, model, params, rules: Rules, questions: Sequence[Encoded]) -> list[tuple[int, Sampled]]:
+    if not questions:
+        return []
+    return judged_answers(
+        model,
+        params,
+        rules,
+        questions,
+        samples=config.samples,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, JudgementsConfig, "python -m launch.judgements", __doc__)

@@ -1,0 +1,172 @@
+"""Train a judge that thinks, measure it, and train a policy with it: Libra's pipeline (docs/libra.md).
+
+python -m launch.libra                                            the embedded model; resumes
+python -m launch.libra --seeds 0 --output runs/libra0             a part of it
+
+Stages, each in a folder or a file of its own: a base that knows judging (or --base), judging tasks from its answers and
+other models', rejection sampling, SFT, GRPO, a test of all three judges, and a policy trained with the last judge on
+questions without labels, beside one trained with NRT on labels.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launch import chains, cli, judgements, pretrain
+from nrt_jax.errors import UserError
+from nrt_jax.tasks import judging
+from nrt_jax.training import loop, setup, workdir
+from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.config_io import to_dict
+from nrt_jax.training.judged import load_judge
+from nrt_jax.training.libra import JUDGES, POLICIES, LibraConfig, measure, tables
+
+
+def main(config: LibraConfig) -> None:
+    """Runs what is not finished, and writes the tables."""
+    if not config.seeds:
+        raise UserError("seeds: is empty; expected at least one number")
+    output, started = Path(config.output), time.monotonic()
+    base = config.base or str(_unless_there(output / "base", lambda path: _pretrain(config, path)))
+    tasks = _unless_there(output / "judging", lambda path: _judging_tasks(config, base, path))
+    other = _unless_there(output / "other.jsonl", lambda path: _chains(config, base, config.data, path, seed=0))
+    judged: dict[str, list] = {name: [] for name in JUDGES}
+    summaries: dict[str, list] = {name: [] for name in POLICIES}
+    for seed in config.seeds:
+        folder = output / f"seed{seed}"
+        trained = _train_judge(config, base, tasks, other, folder, seed)
+        for name, checkpoint in trained.items():
+            path = folder / f"{name}.json"
+            _unless_there(path, lambda path, checkpoint=checkpoint: _measure(config, checkpoint, tasks, path))
+            judged[name].append(json.loads(path.read_text(encoding="utf-8")))
+        for name, run in _policies(config, trained["grpo"], seed).items():
+            summaries[name].append(_train(run, folder / name))
+    text = tables(judged, summaries)
+    (output / "tables.md").write_text(text + "\n", encoding="utf-8")
+    print(f"{text}\n\nin {time.monotonic() - started:.0f} s; written to {output / 'tables.md'}")
+
+
+def _unless_there(path: Path, make: Callable[[Path], Any]) -> Path:
+    """Makes a file or folder, under another name until it is complete."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"partial.{path.name}")
+        _remove(partial)
+        make(partial)
+        partial.rename(path)
+    return path
+
+
+def _remove(path: Path) -> None:
+    """What an earlier attempt left."""
+    for child in sorted(path.rglob("*"), reverse=True) if path.is_dir() else []:
+        child.rmdir() if child.is_dir() else child.unlink()
+    if path.exists():
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _pretrain(config: LibraConfig, path: Path) -> None:
+    pretrain.main(dataclasses.replace(config.pretrain, output=str(path)))
+
+
+def _judging_tasks(config: LibraConfig, base: str, path: Path) -> None:
+    """V2V: what the generators and the base answer, judged by the verifier of the policy's run."""
+    policy = config.policy
+    for_all = {
+        "data": (config.data,),
+        "questions": config.questions,
+        "held_out": config.tests,
+        "samples": config.samples,
+        "max_new_tokens": _longest(policy),
+        "verifier": policy.verifier,
+        "dataset": dataclasses.replace(policy.dataset, size=config.questions),
+        "text": policy.text,
+    }
+    parts = []
+    for i, (models, trace) in enumerate(((config.generators, policy.trace), ((base,), config.sft.trace))):
+        parts.append(path.with_name(f"{path.name}.{i}"))
+        judgements.main(judgements.JudgementsConfig(output=str(parts[-1]), checkpoints=models, trace=trace, **for_all))
+    path.mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        (path / name).write_text("".join((part / name).read_text(encoding="ascii") for part in parts), "ascii")
+    for part in parts:
+        _remove(part)
+
+
+def _chains(config: LibraConfig, base: str, data: str, path: Path, seed: int) -> None:
+    """Rejection sampling; on judging tasks by the verdict."""
+    stage = config.sft if data.startswith(judging.PREFIX) else config.policy
+    chains.main(
+        chains.ChainsConfig(
+            checkpoint=base,
+            data=(data,),
+            output=str(path),
+            held_out=1,
+            samples=config.samples,
+            keep=config.keep,
+            min_answer_prob=config.min_answer_prob,
+            max_new_tokens=_longest(stage),
+            seed=seed,
+            verifier=stage.verifier,
+            dataset=dataclasses.replace(stage.dataset, size=config.questions),
+            text=config.sft.text,
+            trace=config.sft.trace,
+        )
+    )
+
+
+def _longest(run: TrainConfig) -> int:
+    """Most tokens of a trace, delimiter and answer, whether the run itself samples answers or not."""
+    return run.rollout.max_trace_length + 1 + run.text.max_answer_length
+
+
+def _train_judge(config: LibraConfig, base: str, tasks: Path, other: Path, folder: Path, seed: int) -> dict[str, str]:
+    """The judge's checkpoints by stage."""
+    train, test = (f"{judging.PREFIX}{tasks / name}" for name in ("train.jsonl", "test.jsonl"))
+    kept = _unless_there(folder / "chains.jsonl", lambda path: _chains(config, base, train, path, seed))
+    sft, grpo = folder / "sft", folder / "grpo"
+    share = config.other_share
+    dataset = dataclasses.replace(config.sft.dataset, weights=(1 - share, share), held_out=test)
+    _train(dataclasses.replace(config.sft, model=base, data=(str(kept), str(other)), dataset=dataset, seed=seed), sft)
+    dataset = dataclasses.replace(config.grpo.dataset, held_out=test)
+    _train(dataclasses.replace(config.grpo, model=str(sft / "hf"), data=(train,), dataset=dataset, seed=seed), grpo)
+    return {"base": base, "sft": str(sft), "grpo": str(grpo)}
+
+
+def _measure(config: LibraConfig, checkpoint: str, tasks: Path, path: Path) -> None:
+    judge = load_judge(dataclasses.replace(config.judge, model=checkpoint))
+    lines = (tasks / "test.jsonl").read_text(encoding="ascii").splitlines()
+    found = measure(judge, [judging.parse_row(json.loads(line)) for line in lines])
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"{checkpoint}: {', '.join(f'{name} {value:.3f}' for name, value in found.items())}")
+
+
+def _policies(config: LibraConfig, judge: str, seed: int) -> dict[str, TrainConfig]:
+    """The same policy, questions and sampling; with the judge it never sees a label."""
+    run = dataclasses.replace(config.policy, data=(config.data,), seed=seed)
+    judged = dataclasses.replace(
+        run,
+        reward=dataclasses.replace(run.reward, intrinsic=0.0, judge=1.0),
+        judge=dataclasses.replace(config.judge, model=judge, thoughts=1),
+        advantage=dataclasses.replace(run.advantage, clip="none"),
+    )
+    return {"with_judge": judged, "with_nrt": run}
+
+
+def _train(run: TrainConfig, folder: Path) -> dict[str, Any]:
+    """The summary of a run, which is resumed, or only read where it is finished."""
+    path = folder / "summary.json"
+    if path.exists():
+        workdir.prepare(folder, to_dict(run))  # Refuses a run of another recipe.
+    else:
+        summary = loop.train(run, setup.prepare(run), folder, log=lambda _: None)
+        before, after = summary["accuracy_before"], summary["accuracy_after"]
+        print(f"{folder}: accuracy {before:.3f} -> {after:.3f}, {summary['seconds']:.0f} s")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    cli.run(main, LibraConfig, "python -m launch.libra", __doc__, default_config="libra/embedded")

@@ -1,0 +1,72 @@
+"""launch.judgements keeps what the verifier said of every answer, and its files are judging tasks to train on."""
+
+import dataclasses
+import json
+
+import pytest
+
+from launch import cli, judgements
+from nrt_jax import tasks
+from nrt_jax.data.example import Example
+from nrt_jax.data.rows import DataConfig, parse
+from nrt_jax.data.sources import open_rows
+from nrt_jax.tasks import judging
+from nrt_jax.tasks.judging import Judged
+
+
+def run(folder, *flags) -> dict[str, list[Judged]]:
+    cli.run(
+        judgements.main, judgements.JudgementsConfig, "judgements", "", args=["--output", str(folder / "out"), *flags]
+    )
+    files = {name: (folder / "out" / f"{name}.jsonl").read_text().splitlines() for name in ("train", "test")}
+    return {name: [judging.parse_row(json.loads(line)) for line in lines] for name, lines in files.items()}
+
+
+def test_answers_of_a_model_become_balanced_tasks_with_the_verifiers_label(tmp_path, capsys):
+    sizes = ["--dataset.size", "12", "--held-out", "12", "--samples", "4", "--max-new-tokens", "64"]
+    made = run(tmp_path, "--checkpoints", "tiny", "--data", "clock", "--batch-size", "48", *sizes, "--test-share", "0")
+    task = tasks.get("clock")
+    asked = {
+        name: {e.question: e.answer for e in task.examples(size, 0, split)}
+        for name, size, split in (("train", 12, "train"), ("test", 12, "heldout"))
+    }
+    assert made["train"]
+    for name, rows in made.items():
+        assert all(row.question in asked[name] and row.reference == asked[name][row.question] for row in rows)
+        assert all(row.label == task.is_correct(Example("", row.reference), row.response) for row in rows)
+        assert sum(row.label for row in rows) * 2 == len(rows)
+        assert {(row.subset, row.model) for row in rows} <= {("clock", "tiny")}
+    source = open_rows(f"judging:{tmp_path / 'out' / 'train.jsonl'}", DataConfig())
+    assert [parse(source[i], DataConfig()) for i in range(len(source))] == [row.example() for row in made["train"]]
+    assert f"{len(made['train'])} judging tasks to train on" in capsys.readouterr().out
+
+
+def test_files_with_labels_are_divided_by_question(tmp_path):
+    rows = [Judged(f"q{i // 4}", f"r{i}", i % 2, model="m") for i in range(80)]
+    path = tmp_path / "given.jsonl"
+    path.write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+    made = run(tmp_path, "--labelled", str(path), "--test-share", "0.3")
+    assert made["train"] and made["test"]
+    given = {(row.question, row.response): row.label for row in rows}
+    for row in made["train"] + made["test"]:
+        assert given[row.question, row.response] == row.label and row.subset == str(path)
+    assert not {r.question for r in made["train"]} & {r.question for r in made["test"]}
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ([], "expected --data and --checkpoints together"),
+        (["--data", "clock"], "expected --data and --checkpoints together"),
+        (["--labelled", "bad.jsonl"], "row 1: column 'label' is missing"),
+        (["--labelled", "bad.jsonl", "--test-share", "1"], "test_share: 1.0 cannot work"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, flags, problem):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.jsonl").write_text('{"question": "q", "response": "r"}\n')
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, *flags)
+    error = capsys.readouterr().err
+    assert problem in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

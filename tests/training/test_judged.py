@@ -1,0 +1,111 @@
+"""A judge's score as a reward: what a step is rewarded with is what the judge says elsewhere of the same answers."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from nrt_jax.data.formats import TraceFormatConfig
+from nrt_jax.errors import UserError
+from nrt_jax.evaluation import EvaluationConfig
+from nrt_jax.rewards import JudgeConfig
+from nrt_jax.rollout import engine
+from nrt_jax.training import loop, setup
+from nrt_jax.training.config import ReferenceConfig, RewardConfig, RolloutConfig, TrainConfig
+from nrt_jax.training.judged import load_judge
+from nrt_jax.training.metrics import METRICS_FILE, read_metrics
+from nrt_jax.training.optimizer import make_optimizer
+from nrt_jax.training.scorer import Scorer
+from nrt_jax.training.state import create_state
+from nrt_jax.training.step import sampling_config
+
+JUDGE = JudgeConfig(thoughts=2, max_thought_length=8, batch_size=8, trace=TraceFormatConfig())
+CONFIG = TrainConfig(
+    data=("clock",),
+    steps=1,
+    updates_per_step=1,
+    dataset=dataclasses.replace(TrainConfig().dataset, size=8),
+    rollout=RolloutConfig(prompts=4, group_size=2, max_trace_length=24, chunk_size=24),
+    reward=RewardConfig(intrinsic=0.0, judge=1.0),
+    judge=JUDGE,
+    advantage=dataclasses.replace(TrainConfig().advantage, clip="none"),
+    evaluation=EvaluationConfig(questions=4, batch_size=4, examples=0),
+)
+KINDS = {
+    "policy": CONFIG,
+    "reference": dataclasses.replace(
+        CONFIG, judge=dataclasses.replace(JUDGE, model="reference"), reference=ReferenceConfig(kind="initial")
+    ),
+    "checkpoint": dataclasses.replace(CONFIG, judge=dataclasses.replace(JUDGE, model="tiny")),
+}
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    """Rows of a step, and what the policy answers to them: tokens [4, 2, Z] and their number."""
+    made = setup.prepare(CONFIG)
+    rows = made.train[:4]
+    sampling = sampling_config(CONFIG.rollout, made.trace_format, made.train.longest_answer)
+    rollout = engine.sample(made.model, made.params, made.encoder.batch(rows).prompts, jax.random.key(0), sampling)
+    return rows, np.asarray(rollout.tokens), np.asarray(rollout.mask).sum(-1)
+
+
+def scorer_of(config, rows) -> tuple[setup.Setup, Scorer]:
+    made = setup.prepare(config)
+    state = create_state(made.params, make_optimizer(config.optimizer, 1), **loop.state_parts(config))
+    return made, Scorer.of(config, made, rows, made.copies(state.params), state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("score", ["soft", "vote"])
+def test_the_reward_is_what_the_same_judge_says_of_the_same_answers_elsewhere(sampled, kind, score):
+    rows, tokens, lengths = sampled
+    config = dataclasses.replace(KINDS[kind], judge=dataclasses.replace(KINDS[kind].judge, score=score))
+    made, scorer = scorer_of(config, rows)
+    rewards = scorer(tokens, lengths)
+    assert rewards.keys() == {"judge"}
+    read = {i: made.rules.read(tokens[i][: lengths[i]]) for i in np.ndindex(4, 2)}
+    answers = {i: (rows[i[0]].example.question, c.answer) for i, c in read.items() if c.answer is not None}
+    assert len(answers) > 2
+    offline = load_judge(dataclasses.replace(config.judge, model="tiny"))
+    said = dict(zip(answers, offline.judge(list(answers.values())), strict=True))
+    for i in np.ndindex(4, 2):
+        expected = said[i].score(score) if i in said else 0.0
+        assert rewards["judge"][i] == pytest.approx(expected, abs=1e-5)
+    is_right = [read[i].answer.strip() == rows[i[0]].example.answer for i in answers]
+    accepts = [said[i].score(score) > 0.5 for i in answers]
+    assert scorer.metrics == {
+        "judge_accuracy": pytest.approx(np.mean(np.equal(is_right, accepts))),
+        "judge_unparseable": pytest.approx(sum(j.num_unparseable for j in said.values()) / (2 * len(said))),
+    }
+
+
+def test_without_an_answer_nobody_is_asked_and_the_reward_is_nothing(sampled):
+    rows, tokens, lengths = sampled
+    made, scorer = scorer_of(CONFIG, rows)
+    delimiter = made.trace_format.delimiter
+    silent = np.where(tokens == delimiter, made.trace_format.eos, tokens)
+    scorer.judge = type("Nobody", (), {"judge": lambda self, responses: [] if not responses else 1 / 0})()
+    np.testing.assert_array_equal(scorer(silent, lengths)["judge"], np.zeros((4, 2)))
+
+
+def test_a_run_learns_from_its_own_verdicts_and_says_how_good_they_are(tmp_path):
+    loop.train(CONFIG, setup.prepare(CONFIG), tmp_path / "run", log=lambda _: None)
+    (record,) = read_metrics(tmp_path / "run" / METRICS_FILE)
+    assert 0 <= record["reward"] <= 1
+    assert 0 <= record["judge_accuracy"] <= 1 and 0 <= record["judge_unparseable"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judge": dataclasses.replace(JUDGE, model="reference")}, "reference.kind"),
+        ({"judge": dataclasses.replace(JUDGE, thoughts=0)}, "judge.thoughts"),
+        ({"reward": RewardConfig(intrinsic=0.0, judge=float("nan"))}, "reward"),
+        ({"judge": dataclasses.replace(JUDGE, model="no/such/folder")}, "no/such/folder"),
+    ],
+)
+def test_judges_that_cannot_be_asked_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        setup.prepare(dataclasses.replace(CONFIG, **changes))
