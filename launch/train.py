@@ -1,7 +1,8 @@
-"""Train a policy: Native Reasoning Training, or supervised fine-tuning.
+"""Train a policy: Native Reasoning Training, supervised fine-tuning, or direct preference optimisation.
 
 python -m launch.train                                            the embedded model on its built-in task
 python -m launch.train --model DIR --data FILE [FILE ...]         your model, your question-answer rows
+python -m launch.train --config dpo --model DIR --data FILE       pairs of a chosen and a rejected completion
 python -m launch.train --config configs/NAME.py --workdir DIR     a recipe; run it again to resume
 """
 

@@ -29,12 +29,14 @@ class Encoded:
         answer: Ids of y*, EOS included.
         trace: Ids of the demonstration z, or None.
         example: Where they come from.
+        pair: Ids of the chosen and the rejected completion, EOS included, or None.
     """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     trace: tuple[int, ...] | None
     example: Example
+    pair: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 class Encoder:
@@ -47,6 +49,10 @@ class Encoder:
         self.config = config
         self._template = Template(tokenizer, config)
         self._segments = Segments(tokenizer)
+        self._opening, (self._delimiter,) = (
+            [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
+            for ids in (trace_format.opening, (trace_format.delimiter,))
+        )
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Ids of the prompt: BOS once, the template around the question, the opening tag."""
@@ -63,6 +69,8 @@ class Encoder:
             BadRow: The chat template refuses the turns of one of them.
         """
         prompts = self._prompts(examples)
+        pairs = self._pairs(prompts, examples)
+        examples = [self._divided(example) for example in examples]
         answers = self._segments.encode([e.answer for e in examples], [self.format.delimiter] * len(examples))
         traced = [i for i, example in enumerate(examples) if example.trace is not None]
         traces = self._segments.encode(
@@ -70,9 +78,43 @@ class Encoder:
         )
         trace_of = dict(zip(traced, map(tuple, traces), strict=True))
         return [
-            Encoded(prompt=prompt, answer=(*answer, self.format.eos), trace=trace_of.get(i), example=example)
+            Encoded(
+                prompt=prompt,
+                answer=(*answer, self.format.eos),
+                trace=trace_of.get(i),
+                example=example,
+                pair=pairs.get(i),
+            )
             for i, (prompt, answer, example) in enumerate(zip(prompts, answers, examples, strict=True))
         ]
+
+    def _divided(self, example: Example) -> Example:
+        """With trace and answer of the chosen completion, where that is the answer."""
+        if example.pair is None or example.answer != example.pair[0]:
+            return example
+        trace, answer = self._parts(example.answer)
+        return dataclasses.replace(example, trace=trace, answer=answer)
+
+    def _parts(self, completion: str) -> tuple[str | None, str]:
+        """Trace and answer of a completion; the trace is None where there is no delimiter."""
+        for opening in self._opening:  # The prompt ends with it.
+            completion = completion.removeprefix(opening)
+        trace, delimiter, answer = completion.partition(self._delimiter)
+        return (trace, answer) if delimiter else (None, completion)
+
+    def _pairs(self, prompts: Sequence[tuple[int, ...]], examples: Sequence[Example]) -> dict[int, tuple]:
+        """By index of the example, the ids of its two completions: the first delimiter in a text is meant as one."""
+        where = [(i, k) for i, example in enumerate(examples) if example.pair is not None for k in (0, 1)]
+        parts = [self._parts(examples[i].pair[k]) for i, k in where]
+        before = [(prompts[i] or (None,))[-1] for i, _ in where]
+        traces = self._segments.encode([trace or "" for trace, _ in parts], before)
+        starts = [i if trace is None else self.format.delimiter for i, (trace, _) in zip(before, parts, strict=True)]
+        answers = self._segments.encode([answer for _, answer in parts], starts)
+        whole = [
+            (*(() if trace is None else (*ids, self.format.delimiter)), *answer, self.format.eos)
+            for (trace, _), ids, answer in zip(parts, traces, answers, strict=True)
+        ]
+        return {i: (whole[2 * n], whole[2 * n + 1]) for n, (i, _) in enumerate(where[::2])}
 
     def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
         bos = self.tokenizer.bos_token_id
@@ -81,18 +123,25 @@ class Encoder:
         # Many chat templates write BOS themselves.
         return [(*(() if tuple(ids[:1]) == start else start), *ids, *self.format.opening) for ids in prompts]
 
+    def divide(self, completion: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of a completion up to its delimiter, its trace, which may be cut, and from there on."""
+        start = completion.index(self.format.delimiter) if self.format.delimiter in completion else 0
+        return completion[:start], completion[start:]
+
     def over_limit(self, encoded: Encoded, max_length: int | None) -> str | None:
         """Which limit an example is over, or None.
 
         Args:
-            encoded: The example; its trace does not count, since it can be cut.
+            encoded: The example; its traces do not count, since they can be cut.
             max_length: Most tokens of prompt, delimiter and answer together; None for no such limit.
         """
         if len(encoded.prompt) > self.config.max_prompt_length:
             return "longer than text.max_prompt_length"
-        if len(encoded.answer) > self.config.max_answer_length:
+        tails = [self.divide(ids)[1] for ids in encoded.pair or ()]
+        longest = max(len(encoded.answer), *(len(ids) - (ids[0] == self.format.delimiter) for ids in tails), 0)
+        if longest > self.config.max_answer_length:
             return "longer than text.max_answer_length"
-        if max_length is not None and len(encoded.prompt) + 1 + len(encoded.answer) > max_length:
+        if max_length is not None and len(encoded.prompt) + 1 + longest > max_length:
             return "longer than rollout.max_length, even without a trace"
         return None
 

@@ -14,12 +14,15 @@ class Example:
         answer: The reference answer y*, without EOS.
         trace: A demonstration z. NRT never reads it; pretraining, SFT and hints do.
         history: (role, content) of the turns before the question; a part of x.
+        pair: The chosen and the rejected completion of the prompt, as `dpo` learns from them; each may hold a trace and
+            the delimiter. An answer that equals the chosen one is what follows the delimiter in it.
     """
 
     question: str
     answer: str
     trace: str | None = None
     history: tuple[tuple[str, str], ...] = ()
+    pair: tuple[str, str] | None = None
 
 
 class BadRow(UserError):

@@ -59,6 +59,11 @@ class Data(Sequence[Encoded]):
         """Rows of the training sources that lack a demonstration."""
         return sum(len(found.rows) - found.num_traces for found in self.scans[: len(self.parts)])
 
+    @property
+    def num_without_pair(self) -> int:
+        """Rows of the training sources that lack a chosen and a rejected completion."""
+        return sum(len(found.rows) - found.num_pairs for found in self.scans[: len(self.parts)])
+
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 

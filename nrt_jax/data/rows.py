@@ -8,6 +8,8 @@ from nrt_jax.data.example import BadRow, Example
 
 #: Who may speak in a chat.
 ROLES = ("system", "user", "assistant")
+#: What published pairs call the question.
+PROMPT_COLUMN = "prompt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,10 @@ class DataConfig:
         trace_column: Name of the reasoning trace in a row, which may lack it or hold null.
         messages_column: Name of the chat in a row without a question: its last assistant turn is the answer, all
             before it the question.
+        pairs: A row holds a question (or a `prompt`) and two completions, text or chats: `--objective dpo` learns from
+            both and sets this; other objectives learn from the chosen one.
+        chosen_column: Name of the better completion of a pair.
+        rejected_column: Name of the worse one.
         bad_rows: `skip` leaves out and counts rows that are no examples; `stop` refuses the first of them.
         tfds_dir: Folder of the TFDS data sets; empty for `~/tensorflow_datasets`.
         workers: Processes that read and tokenize ahead of the run; 0 for none.
@@ -36,6 +42,9 @@ class DataConfig:
     answer_column: str = "answer"
     trace_column: str = "trace"
     messages_column: str = "messages"
+    pairs: bool = False
+    chosen_column: str = "chosen"
+    rejected_column: str = "rejected"
     bad_rows: Literal["skip", "stop"] = "skip"
     tfds_dir: str = ""
     workers: int = 0
@@ -45,11 +54,12 @@ class DataConfig:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read."""
-        return (self.question_column, self.answer_column, self.trace_column, self.messages_column)
+        names = (self.question_column, self.answer_column, self.trace_column, self.messages_column)
+        return (*names, PROMPT_COLUMN, self.chosen_column, self.rejected_column) if self.pairs else names
 
 
 def parse(row: Any, config: DataConfig) -> Example:
-    """The example of a row: a chat if it has messages and no question, question and answer otherwise.
+    """The example of a row: a pair if those are asked for and it has one, a chat if it has messages and no question.
 
     Raises:
         BadRow: The row is no example.
@@ -58,6 +68,8 @@ def parse(row: Any, config: DataConfig) -> Example:
         return row
     if not isinstance(row, Mapping):
         raise BadRow("is not an object", f"is a {type(row).__name__}; expected an object")
+    if config.pairs and any(row.get(name) is not None for name in (config.chosen_column, config.rejected_column)):
+        return _parse_pair(row, config)
     trace = row.get(config.trace_column)
     if trace is not None:
         trace = _checked("trace", config.trace_column, trace, "text or null (set --dataset.trace-column)")
@@ -69,6 +81,40 @@ def parse(row: Any, config: DataConfig) -> Example:
         for field, column in (("question", config.question_column), ("answer", config.answer_column))
     )
     return Example(question, answer, trace)
+
+
+def _parse_pair(row: Mapping[str, Any], config: DataConfig) -> Example:
+    """The example of a row with two completions; its answer is the row's own or else the chosen completion."""
+    asked = next((name for name in (config.question_column, PROMPT_COLUMN) if row.get(name) is not None), None)
+    chats = []
+    for field, column in (("chosen", config.chosen_column), ("rejected", config.rejected_column)):
+        if row.get(column) is None:
+            raise BadRow(f"{field} is missing", f"{field} column {column!r} is missing; expected text or a chat")
+        chats.append(_completed(row, asked, column))
+    *history, (_, question), (_, chosen) = chats[0]
+    rejected = chats[1][-1][1]
+    if chats[0][:-1] != chats[1][:-1]:
+        raise BadRow("chosen and rejected have different prompts", "the turns before chosen and rejected differ")
+    if chosen == rejected:
+        raise BadRow("chosen equals rejected", f"chosen equals rejected, {chosen!r:.40}; expected two completions")
+    has_answer = row.get(config.answer_column) is not None
+    answer = _required("answer", config.answer_column, row) if has_answer else chosen
+    return Example(question, answer, history=tuple(history), pair=(chosen, rejected))
+
+
+def _completed(row: Mapping[str, Any], asked: str | None, column: str) -> list[tuple[str, str]]:
+    """The turns of a prompt and one of its completions, each text or a chat; a chat may hold the prompt itself."""
+    completion, prompt = row[column], None if asked is None else row[asked]
+    if isinstance(completion, str | bytes):
+        if asked is None:
+            raise BadRow("question is missing", "question column is missing; expected text or a chat before the pair")
+        completion = [{"role": "assistant", "content": completion}]
+    turns = _as_list(completion, column)
+    holds_prompt = len(turns) > 1 or prompt is None
+    if not holds_prompt:
+        said = [{"role": "user", "content": prompt}] if isinstance(prompt, str | bytes) else _as_list(prompt, asked)
+        turns = [*said, *turns]
+    return _turns(turns, column)
 
 
 def _required(field: str, column: str, row: Mapping[str, Any]) -> str:
@@ -108,17 +154,8 @@ def _turns(messages: Any, column: str) -> list[tuple[str, str]]:
         messages: A list of objects or, as TFDS and Arrow may hold it, an object of two lists.
         column: Where they were found.
     """
-    if isinstance(messages, Mapping) and {"role", "content"} <= messages.keys():
-        try:
-            pairs = zip(messages["role"], messages["content"], strict=True)
-            messages = [{"role": role, "content": content} for role, content in pairs]
-        except (TypeError, ValueError):
-            problem = "has roles and contents that do not match"
-            raise _bad_chat(column, problem, "two lists of the same length") from None
-    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
-        raise _bad_chat(column, "is not a list of turns", "a list of objects with 'role' and 'content'")
     turns = []
-    for turn in messages:
+    for turn in _as_list(messages, column):
         role, content = turn.get("role"), turn.get("content")
         role = role.decode(errors="replace") if isinstance(role, bytes) else role
         if role not in ROLES:
@@ -134,6 +171,20 @@ def _turns(messages: Any, column: str) -> list[tuple[str, str]]:
     if not turns[last][1].strip() or not turns[last - 1][1].strip():
         raise _bad_chat(column, "has an empty question or answer", "text in its last user and assistant turns")
     return turns[: last + 1]
+
+
+def _as_list(messages: Any, column: str) -> list[Mapping[str, Any]]:
+    """The turns of a chat, not looked at."""
+    if isinstance(messages, Mapping) and {"role", "content"} <= messages.keys():
+        try:
+            pairs = zip(messages["role"], messages["content"], strict=True)
+            messages = [{"role": role, "content": content} for role, content in pairs]
+        except (TypeError, ValueError):
+            problem = "has roles and contents that do not match"
+            raise _bad_chat(column, problem, "two lists of the same length") from None
+    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
+        raise _bad_chat(column, "is not a list of turns", "a list of objects with 'role' and 'content'")
+    return messages
 
 
 def _bad_chat(column: str, problem: str, expected: str) -> BadRow:

@@ -61,12 +61,14 @@ class Scan:
         left_out: Reason -> (number of bad rows, where the first one is).
         longest_answer: Tokens of the longest y* of a good row, EOS included.
         num_traces: Good rows that have a demonstration z that is not empty.
+        num_pairs: Good rows that have a chosen and a rejected completion.
     """
 
     rows: Rows
     left_out: Mapping[str, tuple[int, str]]
     longest_answer: int
     num_traces: int
+    num_pairs: int
 
     def __str__(self) -> str:
         source = self.rows.source
@@ -86,16 +88,17 @@ def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: in
     Raises:
         UserError: No row is good or, with `bad_rows` "stop", one is bad: the error names its file, row and problem.
     """
-    good, hashes, left_out, longest, num_traces = [], array("Q"), {}, 0, 0
+    good, hashes, left_out, longest, num_traces, num_pairs = [], array("Q"), {}, 0, 0, 0
     for start in range(0, len(source), _CHUNK):
         for i, found in _encode(source, range(start, min(start + _CHUNK, len(source))), encoder, config):
             limit = None if isinstance(found, BadRow) else encoder.over_limit(found, max_length)
             problem = BadRow(limit) if limit else found
             if not isinstance(problem, BadRow):
                 good.append(i)
-                hashes.append(_hash(found))
+                hashes.append(hash_ids(found))
                 longest = max(longest, len(found.answer))
                 num_traces += bool(found.trace)
+                num_pairs += found.pair is not None
                 continue
             if config.bad_rows == "stop":
                 columns = _columns(source, [problem.reason])
@@ -105,12 +108,12 @@ def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: in
     if not good:
         raise _nothing_left(source, left_out, config)
     rows = Rows(source, np.array(good, np.int64), np.array(hashes, np.uint64), config)
-    return Scan(rows, left_out, longest, num_traces)
+    return Scan(rows, left_out, longest, num_traces, num_pairs)
 
 
-def _hash(encoded: Encoded) -> int:
+def hash_ids(encoded: Encoded) -> int:
     """64 bits that are the same in every process, of all that is trained on."""
-    ids = repr((encoded.prompt, encoded.answer, encoded.trace)).encode()
+    ids = repr((encoded.prompt, encoded.answer, encoded.trace, *(encoded.pair or ()))).encode()
     return int.from_bytes(hashlib.blake2b(ids, digest_size=8).digest(), "little")
 
 

@@ -1,6 +1,7 @@
 """Advantages and losses: functions of rewards and log-probabilities, with no model inside."""
 
 from nrt_jax.objectives.advantage import BASELINES, SCALES, AdvantageConfig, drop_low_std, group_advantage
+from nrt_jax.objectives.dpo import DPOConfig, dpo_loss
 from nrt_jax.objectives.kl import KL_ESTIMATORS, kl_estimate
 from nrt_jax.objectives.nrt import (
     Denominators,
@@ -20,11 +21,13 @@ __all__ = [
     "POLICY_LOSSES",
     "SCALES",
     "AdvantageConfig",
+    "DPOConfig",
     "Denominators",
     "LossMasks",
     "NRTLossConfig",
     "PolicyTerm",
     "denominators",
+    "dpo_loss",
     "drop_low_std",
     "group_advantage",
     "kl_estimate",

@@ -13,7 +13,7 @@ from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.models import LoRAConfig, Remat
 from nrt_jax.models.backends import Backend
 from nrt_jax.models.lora import PROJECTIONS
-from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
+from nrt_jax.objectives import AdvantageConfig, DPOConfig, NRTLossConfig
 from nrt_jax.parallel import DistributedConfig, MeshConfig
 from nrt_jax.rewards import (
     AGGREGATIONS,
@@ -156,8 +156,8 @@ class TrainConfig:
             .parquet files, or one that `datasets` saved (`FOLDER:SPLIT`); `tfds:NAME[/CONFIG][:SPLIT]`; `gym:NAME`;
             after `judging:`, one of these with responses that have labels.
         workdir: The run's folder; empty for a new one under runs/. Given the folder of an unfinished run, resumes it.
-        objective: `nrt`; `sft`, cross-entropy on the answer after an empty trace; or `sft_with_trace`, on trace and
-            answer of data that has traces.
+        objective: `nrt`; `sft`, cross-entropy on the answer after an empty trace; `sft_with_trace`, on trace and
+            answer of data that has traces; or `dpo`, on pairs of a chosen and a rejected completion.
         steps: Rollouts; each feeds `updates_per_step` optimizer updates.
         updates_per_step: Mini-batches that a step's prompts are split into.
         micro_batches: Parts of a mini-batch, sorted by length, whose gradients are added up: more parts need less
@@ -180,6 +180,7 @@ class TrainConfig:
         judge: Who judges them where that is a reward of its own.
         advantage: Baseline and scale of advantages.
         loss: Policy loss, weights and switches.
+        dpo: Loss of `--objective dpo`.
         reference: A second policy, for KL or to score in place of the one that learns.
         lora: Low-rank adapters; the run then exports `adapter/` for PEFT beside the merged `hf/`.
         mesh: Layout over devices.
@@ -192,7 +193,7 @@ class TrainConfig:
     model: str = "tiny"
     data: tuple[str, ...] = ("clock",)
     workdir: str = ""
-    objective: Literal["nrt", "sft", "sft_with_trace"] = "nrt"
+    objective: Literal["nrt", "sft", "sft_with_trace", "dpo"] = "nrt"
     steps: int = 810
     updates_per_step: int = 4
     micro_batches: int = 1
@@ -211,6 +212,7 @@ class TrainConfig:
     judge: JudgeConfig = JudgeConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: NRTLossConfig = NRTLossConfig()
+    dpo: DPOConfig = DPOConfig()
     reference: ReferenceConfig = ReferenceConfig()
     lora: LoRAConfig = LoRAConfig()
     mesh: MeshConfig = MeshConfig()
@@ -270,6 +272,7 @@ class TrainConfig:
             if target not in PROJECTIONS:
                 raise unknown_name("lora.targets", target, PROJECTIONS)
         _require(bool(self.lora.targets), "lora.targets", "()", "at least one of " + ", ".join(PROJECTIONS))
+        self.dpo.validate()
         self.mesh.validate()
         self.distributed.validate()
         _require(

@@ -34,7 +34,8 @@ class LearnerBatch:
         old_log_probs: [P, K, T] float32, the sampler's, on the trace and the delimiter.
         advantage: [P, K] float32, or [P, K, T] where it differs within a completion.
         token_signal: [P, K, T] float32, s_i on the reference.
-        reference_log_probs: [P, K, T] float32, of the frozen reference; None unless the loss has a KL term.
+        reference_log_probs: [P, K, T] float32, of the frozen reference; None unless the loss has a KL term. For `dpo`
+            [P, K], of whole completions.
     """
 
     prompts: Prompts
@@ -211,6 +212,31 @@ def from_demonstrations(
         old_log_probs=np.zeros(tokens.shape, np.float32),
         advantage=np.zeros(tokens.shape[:2], np.float32),
         token_signal=mask.astype(np.float32),
+    )
+
+
+def from_pairs(encoder: Encoder, rows: Sequence[Encoded], *, max_length: int) -> LearnerBatch:
+    """A batch of preferences, K = 2: the chosen completion of each prompt, then the rejected one.
+
+    Args:
+        encoder: Pads the prompts.
+        rows: P examples with pairs.
+        max_length: Most tokens of a prompt and a completion; a longer one loses the tail of its trace.
+    """
+    completions = []
+    for row in rows:
+        for trace, rest in map(encoder.divide, row.pair):
+            completions.append((row.prompt[-1], *trace[: max(max_length - len(row.prompt) - len(rest), 0)], *rest))
+    tokens, mask = (x.reshape(len(rows), 2, -1) for x in pad(completions))
+    mask[..., 0] = False
+    nothing, zeros = np.zeros_like(mask), np.zeros(tokens.shape, np.float32)
+    return LearnerBatch(
+        prompts=encoder.batch(rows).prompts,
+        tokens=tokens,
+        masks=LossMasks(trace=nothing, delimiter=nothing, reference=mask),
+        old_log_probs=zeros,
+        advantage=zeros[..., 0],
+        token_signal=zeros,
     )
 
 

@@ -25,7 +25,8 @@ from nrt_jax.training.hinted import Chains
 from nrt_jax.training.learner import LearnerBatch, from_demonstrations
 from nrt_jax.training.metrics import CompilationCounter, MetricsWriter
 from nrt_jax.training.optimizer import make_optimizer
-from nrt_jax.training.reference import follow
+from nrt_jax.training.preference import pair_reference
+from nrt_jax.training.reference import Policy, follow
 from nrt_jax.training.scorer import Scorer
 from nrt_jax.training.setup import Setup
 from nrt_jax.training.signals import StopRequest
@@ -44,10 +45,14 @@ MAY_CHANGE = (
     "mesh",
     "distributed",
 )
-SHOWN = (
-    ("loss", "accuracy", "gradient_norm"),  # of supervised runs
-    ("reward", "reward_gain", "answer_prob", "accuracy", "entropy", "trace_length", "empty_trace_share"),
-)
+_SUPERVISED = ("loss", "accuracy", "gradient_norm")
+#: The metrics of the progress line.
+SHOWN = {
+    "nrt": ("reward", "reward_gain", "answer_prob", "accuracy", "entropy", "trace_length", "empty_trace_share"),
+    "sft": _SUPERVISED,
+    "sft_with_trace": _SUPERVISED,
+    "dpo": (*_SUPERVISED, "reward_margin", "preference_accuracy"),
+}
 _EVALUATION_STREAM = 2**31 - 1  # Steps count up from 0; evaluation draws from a key that no step uses.
 
 
@@ -78,6 +83,10 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
         parallel.first(checkpoints.describe_run, folder, *description)
         before = _answers_before(config, setup, folder, stop)
         _log_answers(log, "before", config, setup, before)
+        if config.objective == "dpo":
+            initial = Policy(setup.model, setup.params, setup.frozen)
+            found = pair_reference(config, initial, setup.train, setup.max_length, folder, log)
+            setup = dataclasses.replace(setup, pair_reference=found)
         state = _steps(config, setup, folder, log, resumed, hard_tokens(before), stop)
         return _finish(config, setup, folder, log, state, before, started, stop)
 
@@ -90,7 +99,7 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
     with (
         CompilationCounter() as compiled,
         Checkpointer(folder / "checkpoints", keep=keep, best=best) as checkpointer,
-        MetricsWriter(folder, total_steps=config.steps, show=SHOWN[config.objective == "nrt"]) as writer,
+        MetricsWriter(folder, total_steps=config.steps, show=SHOWN[config.objective]) as writer,
         setup.train.batches(config.rollout.prompts, config.seed, **shard) as batches,
     ):
         state, extra = _restore(config, setup, optimizer, checkpointer, batches, log) if resumed else (None, {})
@@ -147,10 +156,13 @@ def _rows_of(config: TrainConfig, setup: Setup, step: int) -> list[str]:
 
 
 def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: int) -> tuple[TrainState, dict]:
-    """One step of either objective; all randomness follows from the step's number."""
+    """One step of any objective; all randomness follows from the step's number."""
     rng = jax.random.fold_in(jax.random.key(config.seed), step)
     if config.objective == "nrt":
         state, learner_batch, metrics = _rollout(config, setup, state, batch_rows, rng)
+    elif config.objective == "dpo":
+        learner_batch = setup.pair_reference.batch(setup.encoder, batch_rows, setup.max_length)
+        learner_batch, metrics = parallel.gather_rows(learner_batch), {}
     else:
         with_trace, longest = config.objective == "sft_with_trace", setup.max_length
         learner_batch = parallel.gather_rows(
@@ -165,7 +177,7 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
             config.rollout.temperature if config.objective == "nrt" else 1.0,
             model=setup.model,
             optimizer=optimizer,
-            config=config.loss,
+            config=config.dpo if config.objective == "dpo" else config.loss,
             micro_batches=config.micro_batches,
             remat=config.remat,
             frozen=setup.frozen,
@@ -173,7 +185,9 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
         )
         padding_shares.append(losses["padding_share"])
         skipped.append(losses["skipped_updates"])
-        if i == 0:  # Before any update the learner is the sampler: what differs is numerics alone.
+        if (
+            i == 0 and config.objective != "dpo"
+        ):  # Before any update the learner is the sampler: what differs is numerics alone.
             metrics["sampler_trainer_kl"] = losses["approximate_kl"]
     metrics["padding_share"] = sum(padding_shares) / len(padding_shares)
     metrics["skipped_updates"] = sum(skipped)

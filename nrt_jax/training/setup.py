@@ -19,6 +19,7 @@ from nrt_jax.parallel import Layout
 from nrt_jax.rewards import Judge, Rules
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.judged import load_judge
+from nrt_jax.training.preference import PairReference
 from nrt_jax.training.reference import Policy, initial_policy
 from nrt_jax.training.state import TrainState
 
@@ -48,6 +49,7 @@ class Setup:
         devices: Those that sample where one trains.
         initial: The policy before training, if it is the run's reference.
         judge: Another checkpoint that judges, if one does.
+        pair_reference: What the policy before training says of all pairs, if they are learned from; None before the run's folder is known.
     """
 
     model: Model
@@ -67,6 +69,7 @@ class Setup:
     devices: list[jax.Device]
     initial: Policy | None
     judge: Judge | None
+    pair_reference: PairReference | None = None
 
     def policy(self, params: Params) -> Params:
         """The params of the whole policy, given those that are trained."""
@@ -109,7 +112,8 @@ def prepare(config: TrainConfig) -> Setup:
     devices = parallel.use_devices(config.rollout.devices, field="rollout.devices")
     backends.check(config.attention, field="attention")
     questions = config.evaluation.questions
-    opened = open_sources(config.data, config.dataset, num_held_out=questions, seed=config.seed)
+    dataset = dataclasses.replace(config.dataset, pairs=config.dataset.pairs or config.objective == "dpo")
+    opened = open_sources(config.data, dataset, num_held_out=questions, seed=config.seed)
     location = checkpoints.locate(config.model)
     if config.lora.rank and (location.has_adapter or location.arrays is not None):
         raise UserError(
@@ -125,11 +129,17 @@ def prepare(config: TrainConfig) -> Setup:
     longest = model.config.max_position_embeddings
     max_length = min(config.rollout.max_length or longest, longest)
     # The rows before the weights: minutes of loading are not to end in a bad row.
-    data = load(opened, encoder, config.dataset, num_held_out=questions, max_length=max_length)
+    data = load(opened, encoder, dataset, num_held_out=questions, max_length=max_length)
     if config.objective == "sft_with_trace" and not data.has_traces:
         raise UserError(
             f"objective: 'sft_with_trace' learns from traces and {', '.join(config.data)} has none; expected rows "
             f"with a column {config.dataset.trace_column!r} (--dataset.trace-column), or --objective sft"
+        )
+    if config.objective == "dpo" and data.num_without_pair:
+        raise UserError(
+            f"objective: 'dpo' learns from pairs, and {data.num_without_pair} rows of {', '.join(config.data)} have "
+            f"none; expected columns {dataset.chosen_column!r} and {dataset.rejected_column!r} "
+            "(--dataset.chosen-column, --dataset.rejected-column) in all of them"
         )
     if config.hints.steps and data.num_without_trace:
         raise UserError(

@@ -29,7 +29,7 @@ import optax
 from nrt_jax import parallel
 from nrt_jax.models import Frozen, Model, Params, Remat
 from nrt_jax.models.lora import combine, logical_axes
-from nrt_jax.objectives import NRTLossConfig, denominators, nrt_loss
+from nrt_jax.objectives import DPOConfig, LossMasks, NRTLossConfig, denominators, dpo_loss, nrt_loss
 from nrt_jax.training.learner import LearnerBatch, completion_log_probs
 from nrt_jax.training.state import TrainState
 
@@ -122,7 +122,7 @@ def update(
     *,
     model: Model,
     optimizer: optax.GradientTransformation,
-    config: NRTLossConfig,
+    config: NRTLossConfig | DPOConfig,
     micro_batches: int = 1,
     remat: Remat = "none",
     frozen: Frozen | None = None,
@@ -138,15 +138,16 @@ def update(
         temperature: Divides the logits.
         model: The policy.
         optimizer: Makes updates of gradients.
-        config: The loss. Its terms are divided by their counts over the whole mini-batch.
+        config: The loss, whose terms are divided by their counts over the whole mini-batch; or that of pairs.
         micro_batches: Parts of the batch whose gradients are added up; the number of prompts is a multiple of it.
         remat: What a layer keeps for the backward pass.
         frozen: With adapters, the rest of the policy.
         lengths: Of the batch, where they are known; else they are fetched, which waits for the batch.
 
     Returns:
-        The new state and scalars: the loss and its terms, the trace's entropy, the gradient's global norm,
-        `skipped_updates` (1 where loss or gradient was not finite, and the state is the old one), `padding_share`.
+        The new state and scalars: the loss and its terms, the trace's entropy (or, of pairs, what `dpo_loss` says),
+        the gradient's global norm, `skipped_updates` (1 where loss or gradient was not finite, and the state is the old
+        one), `padding_share`.
     """
     lengths = lengths or read_lengths(batch)
     batch = parallel.put(batch, parallel.beside(state.params))
@@ -184,7 +185,7 @@ def add_gradient(
     temperature: float | jax.Array,
     *,
     model: Model,
-    config: NRTLossConfig,
+    config: NRTLossConfig | DPOConfig,
     length: int,
     remat: Remat,
 ) -> tuple[Params, dict[str, jax.Array]]:
@@ -203,34 +204,43 @@ def add_gradient(
         remat: What a layer keeps for the backward pass.
 
     Returns:
-        The sum, and this part's share of the loss, its terms and the means over trace tokens.
+        The sum, and this part's share of the loss, its terms and the means over trace tokens or pairs.
     """
     part = jax.tree.map(lambda x: x[prompts, :, :length] if x.ndim == 3 else x[prompts], batch)
     part = jax.tree.map(lambda x: parallel.constrain(x, "prompts"), part)
-    divide_by = denominators(batch.masks, config)
-    num_trace = jnp.sum(part.masks.trace)
-    share = num_trace / jnp.maximum(jnp.sum(batch.masks.trace), 1)
 
     def loss_fn(params):
         policy = combine(params, frozen)
         log_probs, entropy = completion_log_probs(model, policy, part, temperature=temperature, remat=remat)
-        loss, metrics = nrt_loss(
-            log_probs,
-            part.old_log_probs,
-            part.advantage,
-            part.token_signal,
-            part.masks,
-            config,
-            divide_by,
-            part.reference_log_probs,
-        )
-        of_trace = {name: share * metrics[name] for name in ("clip_fraction", "approximate_kl")}
-        of_trace["trace_entropy"] = share * jnp.sum(entropy, where=part.masks.trace) / jnp.maximum(num_trace, 1)
-        return loss, metrics | of_trace | {"loss": loss}
+        if isinstance(config, DPOConfig):
+            num_pairs = len(batch.tokens)
+            loss, metrics = dpo_loss(log_probs, part.masks.reference, part.reference_log_probs, config, num_pairs)
+        else:
+            loss, metrics = _token_loss(log_probs, entropy, part, batch.masks, config)
+        return loss, metrics | {"loss": loss}
 
     new, metrics = jax.grad(loss_fn, has_aux=True)(params)
     new = parallel.constrain_tree(new, logical_axes(model, params))
     return new if gradient is None else jax.tree.map(jnp.add, gradient, new), metrics
+
+
+def _token_loss(log_probs, entropy, part: LearnerBatch, of_all: LossMasks, config: NRTLossConfig):
+    """One part's share of the loss and of its metrics, given the masks of the whole mini-batch."""
+    num_trace = jnp.sum(part.masks.trace)
+    share = num_trace / jnp.maximum(jnp.sum(of_all.trace), 1)
+    loss, metrics = nrt_loss(
+        log_probs,
+        part.old_log_probs,
+        part.advantage,
+        part.token_signal,
+        part.masks,
+        config,
+        denominators(of_all, config),
+        part.reference_log_probs,
+    )
+    of_trace = {name: share * metrics[name] for name in ("clip_fraction", "approximate_kl")}
+    of_trace["trace_entropy"] = share * jnp.sum(entropy, where=part.masks.trace) / jnp.maximum(num_trace, 1)
+    return loss, metrics | of_trace
 
 
 @functools.partial(jax.jit, static_argnames="optimizer", donate_argnames="state")

@@ -1,0 +1,133 @@
+"""The reference of direct preference optimisation: what the policy says of every pair before it has learned anything.
+
+log pi_ref of the chosen and of the rejected completion are two numbers a row. They are computed once, before the first
+step, and lie in the run's folder; there is never a second policy beside the one that learns:
+
+    reference.npz    keys [N] uint64, ascending: hashes of the rows' token ids    log_probs [N, 2] float32
+
+A row finds its numbers by its tokens: neither the shuffle nor a resumed run can mix them up. Where the file is lost,
+they are computed again, from the params that the run started from.
+"""
+
+import dataclasses
+import io
+import itertools
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from nrt_jax import parallel
+from nrt_jax.data.encode import Encoded, Encoder, bucket
+from nrt_jax.data.load import Data
+from nrt_jax.data.scan import hash_ids
+from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.learner import LearnerBatch, from_pairs
+from nrt_jax.training.reference import Policy, score_completions
+
+REFERENCE_FILE = "reference.npz"
+#: Rows that are read, tokenized and sorted by length at once.
+_WINDOW = 4096
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairReference:
+    """log pi_ref of the completions of all training rows.
+
+    Attributes:
+        keys: [N] uint64, ascending.
+        log_probs: [N, 2] float32, of whole completions, EOS included, in nats: the chosen one's, the rejected one's.
+    """
+
+    keys: np.ndarray
+    log_probs: np.ndarray
+
+    def where(self, rows: Sequence[Encoded]) -> np.ndarray:
+        """[P] int, the places of some training rows."""
+        return np.searchsorted(self.keys, np.array([hash_ids(row) for row in rows], np.uint64))
+
+    def batch(self, encoder: Encoder, rows: Sequence[Encoded], max_length: int) -> LearnerBatch:
+        """The learner's batch of some training rows; arguments as of `from_pairs`."""
+        return from_pairs(encoder, rows, max_length=max_length).replace(
+            reference_log_probs=self.log_probs[self.where(rows)]
+        )
+
+    def save(self, path: Path) -> None:
+        """Writes a file that is complete or not there."""
+        buffer = io.BytesIO()
+        np.savez(buffer, keys=self.keys, log_probs=self.log_probs)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(buffer.getvalue())
+        partial.replace(path)
+
+
+def read(path: Path, keys: np.ndarray) -> PairReference | None:
+    """What `PairReference.save` wrote for rows of these keys; None where it is absent, damaged or of other rows."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:  # A zip file, whose checksums are verified.
+            found = PairReference(stored["keys"], stored["log_probs"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    is_whole = np.array_equal(found.keys, keys) and found.log_probs.shape == (len(keys), 2)
+    return found if is_whole and found.log_probs.dtype == np.float32 else None
+
+
+def row_keys(data: Data) -> np.ndarray:
+    """[N] uint64, ascending, of all training rows; equal rows have one."""
+    return np.unique(np.concatenate([part.hashes for part in data.parts]))
+
+
+def pair_reference(
+    config: TrainConfig, policy: Policy, data: Data, max_length: int, folder: Path, log: Callable[[str], None]
+) -> PairReference:
+    """The reference of a run: read from its folder or, at its start, computed and written there.
+
+    Args:
+        config: The run; a batch is as large as a part of its mini-batches.
+        policy: The policy before training.
+        data: The run's rows.
+        max_length: As for `from_pairs`.
+        folder: The run's; of several processes, all see it.
+        log: Takes a line.
+    """
+    path, keys = folder / REFERENCE_FILE, row_keys(data)
+    if parallel.first(lambda: read(path, keys) is not None):
+        return read(path, keys)
+    log(f"computing the reference's log-probabilities of {len(data)} pairs, once")
+    size = config.rollout.prompts // config.updates_per_step // config.micro_batches
+    log_probs = np.full((len(keys), 2), np.nan, np.float32)
+    found = PairReference(keys, log_probs)
+    examples = itertools.chain.from_iterable(data.parts)
+    while window := data.encoder.encode_many(list(itertools.islice(examples, _WINDOW))):
+        for part, values in score_pairs(policy, data.encoder, window, max_length, size):
+            log_probs[found.where(part)] = values
+    parallel.first(found.save, path)
+    return found
+
+
+def score_pairs(
+    policy: Policy, encoder: Encoder, rows: Sequence[Encoded], max_length: int, batch_size: int
+) -> Iterator[tuple[list[Encoded], np.ndarray]]:
+    """log pi of both completions of each row, in batches of rows of alike lengths.
+
+    Args:
+        policy: Who is asked.
+        encoder: As for `from_pairs`.
+        rows: With pairs.
+        max_length: As for `from_pairs`.
+        batch_size: Rows scored at once; on a mesh a multiple of the devices that share the prompts.
+
+    Yields:
+        Some rows, and [p, 2] float32 for them.
+    """
+    room = [(bucket(max(map(len, row.pair))), bucket(len(row.prompt))) for row in rows]
+    order = sorted(range(len(rows)), key=room.__getitem__, reverse=True)
+    for start in range(0, len(order), batch_size):
+        part = [rows[i] for i in order[start : start + batch_size]]
+        padded = part + part[-1:] * (batch_size - len(part))
+        batch = from_pairs(encoder, padded, max_length=max_length)
+        log_probs = score_completions(policy, parallel.put(batch, parallel.beside(policy.params)), 1.0)
+        sums = np.sum(jax.device_get(log_probs), -1, dtype=np.float64, where=batch.masks.reference)
+        yield part, sums[: len(part)]
