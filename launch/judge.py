@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch import cli
-from launch.score import as_in_training
-from nrt_jax import checkpoints, jsonl
-from nrt_jax.data import formats
-from nrt_jax.data.encode import Encoder, TextConfig
+from nrt_jax import jsonl
+from nrt_jax.data.encode import TextConfig
 from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import judging, judging_files
+from nrt_jax.rewards import JudgeConfig, Judgement
+from nrt_jax.tasks.judging import Judged
 from nrt_jax.training import workdir
+from nrt_jax.training.judged import load_judge
 
 ADDS = ("verdict", "p_correct", "verdicts", "thoughts")
 ADDS_TO_PAIRS = ("score_chosen", "score_rejected")
@@ -30,7 +31,8 @@ class MeasureConfig:
 
     Attributes:
         input: JSONL, JSON or Parquet file. Responses: `question`, `response`, `label`, and perhaps `subset` and
-            `model`. Or pairs: `prompt`, `chosen`, `rejected`, and perhaps `subset`.
+            `model`. Or pairs: `prompt`, `chosen`, `rejected`, and perhaps `subset`. Responses none of which has a label
+            are judged and not measured.
         checkpoint: The judge, in any form that `launch.train` takes as a model; empty where the file holds judgements
             (`verdict`, `p_correct` or `judgement`; of pairs `score_chosen` and `score_rejected`).
         output: JSONL file to write with a checkpoint: the input's rows and what the judge said; empty for none.
@@ -44,8 +46,8 @@ class MeasureConfig:
         seed: Of the thoughts.
         bins: Of the calibration.
         dtype: Compute dtype of the model.
-        text: Template and length limits; of a run's checkpoint by default those of the run.
-        trace: Trace format; of a run's checkpoint by default that of the run.
+        text: Template and length limits; of a run's checkpoint those of the run.
+        trace: Trace format; of a run's checkpoint that of the run.
     """
 
     input: str
@@ -77,11 +79,6 @@ class MeasureConfig:
             raise UserError(f"output: {self.output!r} cannot work without --checkpoint, which judges; expected none")
 
 
-def run_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The template and trace format of the run whose checkpoint judges, by dotted field name."""
-    return as_in_training(values) if values.get("checkpoint") else {}
-
-
 def main(config: MeasureConfig) -> None:
     """Reads, judges, measures, writes."""
     config.validate()
@@ -94,6 +91,8 @@ def main(config: MeasureConfig) -> None:
             jsonl.check_writable(getattr(config, name), field=name)
     if config.plot:
         _import_pyplot()
+    if not pairwise and not any("label" in row.values for row in rows):
+        return _only_judge(config, rows)
     report = _measure_pairs(config, rows) if pairwise else _measure_responses(config, rows)
     print("\n".join(_lines_of_pairs(report) if pairwise else _lines(report)))
     if config.report:
@@ -105,23 +104,42 @@ def main(config: MeasureConfig) -> None:
         print(f"written to {', '.join(written)}")
 
 
+def _only_judge(config: MeasureConfig, rows: Sequence[jsonl.Row]) -> None:
+    """Judges responses that have no labels, for `launch.pairs`."""
+    if not (config.checkpoint and config.output) or config.report or config.plot:
+        raise UserError(
+            f"input: no row of {config.input!r} has a 'label', without which nothing can be measured; expected them, "
+            "or --checkpoint and --output alone, to judge"
+        )
+    unlabelled = [dataclasses.replace(row, values=row.values | {"label": 0}) for row in rows]
+    said = _judge_responses(config, rows, [judging_files.response(row, config.response_column) for row in unlabelled])
+    missing = sum(one.vote is None for one in said)
+    print(f"judged {len(rows)} responses, {missing} of them without a verdict; written to {config.output}")
+
+
 def _measure_responses(config: MeasureConfig, rows: Sequence[jsonl.Row]) -> dict[str, Any]:
     responses = [judging_files.response(row, config.response_column) for row in rows]
     if not config.checkpoint:
         verdicts = list(map(judging_files.given_verdict, rows, responses))
     else:
-        _check_free(rows, ADDS)
-        said = _judge(config, [(judged.question, judged.response) for judged in responses])
+        said = _judge_responses(config, rows, responses)
         verdicts = [judging_files.as_verdict(j, s.vote, s.soft) for j, s in zip(responses, said, strict=True)]
-        added = [
-            {"verdict": s.vote, "p_correct": s.soft, "verdicts": list(s.verdicts), "thoughts": list(s.thoughts)}
-            for s in said
-        ]
-        _write(config.output, rows, added)
     report = judging.report(verdicts, config.bins)
     if config.plot and report["calibration"] is None:
         raise UserError(f"plot: {config.plot!r} cannot work: no row has 'p_correct'; expected it, or no plot")
     return report
+
+
+def _judge_responses(config: MeasureConfig, rows: Sequence[jsonl.Row], responses: Sequence[Judged]) -> list[Judgement]:
+    """Asks the checkpoint, and writes what it says."""
+    _check_free(rows, ADDS)
+    said = _judge(config, [(judged.question, judged.response) for judged in responses])
+    added = [
+        {"verdict": one.vote, "p_correct": one.soft, "verdicts": list(one.verdicts), "thoughts": list(one.thoughts)}
+        for one in said
+    ]
+    _write(config.output, rows, added)
+    return said
 
 
 def _measure_pairs(config: MeasureConfig, rows: Sequence[jsonl.Row]) -> dict[str, Any]:
@@ -135,20 +153,19 @@ def _measure_pairs(config: MeasureConfig, rows: Sequence[jsonl.Row]) -> dict[str
     return judging.pair_report(list(map(judging_files.as_preference, rows, examples, scores)))
 
 
-def _judge(config: MeasureConfig, responses: Sequence[tuple[str, str]]) -> list:
+def _judge(config: MeasureConfig, responses: Sequence[tuple[str, str]]) -> list[Judgement]:
     """Asks the checkpoint."""
-    from nrt_jax.rewards import Judge, JudgeConfig
-
-    model, params, tokenizer = checkpoints.load(config.checkpoint, dtype=config.dtype)
-    trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
     how = JudgeConfig(
+        model=config.checkpoint,
         thoughts=config.samples,
         max_thought_length=config.max_thought_length,
         temperature=config.temperature,
         batch_size=config.batch_size,
         seed=config.seed,
+        text=config.text,
+        trace=config.trace,
     )
-    return Judge(model, params, Encoder(tokenizer, trace_format, config.text), how).judge(responses)
+    return load_judge(how, dtype=config.dtype).judge(responses)
 
 
 def _check_free(rows: Sequence[jsonl.Row], adds: Sequence[str]) -> None:
@@ -245,4 +262,4 @@ def _plot(path: str, report: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, MeasureConfig, "python -m launch.judge", __doc__, implied=run_settings)
+    cli.run(main, MeasureConfig, "python -m launch.judge", __doc__)

@@ -49,7 +49,8 @@ class Setup:
         devices: Those that sample where one trains.
         initial: The policy before training, if it is the run's reference.
         judge: Another checkpoint that judges, if one does.
-        pair_reference: What the policy before training says of all pairs, if they are learned from; None before the run's folder is known.
+        pair_reference: What the policy before training says of all pairs, if they are learned from; None before the
+            run's folder is known.
     """
 
     model: Model

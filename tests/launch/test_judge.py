@@ -6,8 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from launch import cli, judge
+from launch import cli, judge, pairs
 from nrt_jax.checkpoints import ASSETS
+from nrt_jax.rewards import JudgeConfig
+from nrt_jax.training.judged import load_judge
+from tests.fixtures_run import write_model
 
 EMBEDDED = str(ASSETS / "tiny")
 #: The fields that Libra Bench publishes.
@@ -37,7 +40,7 @@ def write(path, rows) -> str:
 
 
 def run(*args: str) -> None:
-    cli.run(judge.main, judge.MeasureConfig, "judge", "", implied=judge.run_settings, args=list(args))
+    cli.run(judge.main, judge.MeasureConfig, "judge", "", args=list(args))
 
 
 @pytest.fixture
@@ -128,6 +131,32 @@ def test_what_a_checkpoint_says_is_written_and_measures_the_same_when_it_is_read
     assert [{name: row[name] for name in BENCH[0]} for row in written] == BENCH
     run("--input", out, "--response-column", "response_with_cot")
     assert first.startswith(capsys.readouterr().out)
+
+
+def test_responses_without_labels_are_judged_and_give_pairs(stand_in, fails, tmp_path, capsys):
+    rows = [{name: row[name] for name in ("question", "response", "reference")} for row in BENCH]
+    path, out = write(tmp_path / "rows.jsonl", rows), str(tmp_path / "out.jsonl")
+    run("--input", path, "--checkpoint", EMBEDDED, "--output", out)
+    assert capsys.readouterr().out == f"judged 16 responses, 0 of them without a verdict; written to {out}\n"
+    args = ["--input", out, "--output", str(tmp_path / "pairs.jsonl")]
+    cli.run(pairs.main, pairs.PairsConfig, "pairs", "", args=args)
+    made = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert [(row["chosen"], row["rejected"]) for row in made] == [("It is 4.", "It is 3."), ("It is 4.", "It is 5.")]
+    assert "has a 'label', without which nothing can be measured" in fails("--input", path)
+
+
+def test_a_checkpoint_is_asked_as_in_training(tmp_path, capsys):
+    """The judge of a folder: what is written is what `load_judge` makes of it."""
+    checkpoint = str(write_model(tmp_path / "model"))
+    path, out = write(tmp_path / "bench.jsonl", BENCH[:4]), str(tmp_path / "out.jsonl")
+    flags = ["--samples=2", "--max-thought-length=4", "--batch-size=8"]
+    run("--input", path, "--checkpoint", checkpoint, "--output", out, *flags)
+    config = JudgeConfig(checkpoint, thoughts=2, max_thought_length=4, batch_size=8)
+    expected = load_judge(config).judge([(row["question"], row["response"]) for row in BENCH[:4]])
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["p_correct"] for row in written] == [judgement.soft for judgement in expected]
+    assert [row["thoughts"] for row in written] == [list(judgement.thoughts) for judgement in expected]
+    assert [row["verdict"] for row in written] == [judgement.vote for judgement in expected]
 
 
 def test_pairs_are_judged_one_response_at_a_time(stand_in, tmp_path, capsys):
