@@ -85,7 +85,7 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
         _log_answers(log, "before", config, setup, before)
         if config.objective == "dpo":
             initial = Policy(setup.model, setup.params, setup.frozen)
-            found = pair_reference(config, initial, setup.train, setup.max_length, folder, log)
+            found = pair_reference(config, initial, setup.train, setup.max_length, folder, log, stop.check)
             setup = dataclasses.replace(setup, pair_reference=found)
         state = _steps(config, setup, folder, log, resumed, hard_tokens(before), stop)
         return _finish(config, setup, folder, log, state, before, started, stop)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nrt_jax import parallel
@@ -80,7 +81,13 @@ def row_keys(data: Data) -> np.ndarray:
 
 
 def pair_reference(
-    config: TrainConfig, policy: Policy, data: Data, max_length: int, folder: Path, log: Callable[[str], None]
+    config: TrainConfig,
+    policy: Policy,
+    data: Data,
+    max_length: int,
+    folder: Path,
+    log: Callable[[str], None],
+    before_batch: Callable[[], None] = lambda: None,
 ) -> PairReference:
     """The reference of a run: read from its folder or, at its start, computed and written there.
 
@@ -91,6 +98,7 @@ def pair_reference(
         max_length: As for `from_pairs`.
         folder: The run's; of several processes, all see it.
         log: Takes a line.
+        before_batch: Called before each batch is scored, equally often in all processes; ends the run by raising.
     """
     path, keys = folder / REFERENCE_FILE, row_keys(data)
     if parallel.first(lambda: read(path, keys) is not None):
@@ -101,14 +109,19 @@ def pair_reference(
     found = PairReference(keys, log_probs)
     examples = itertools.chain.from_iterable(data.parts)
     while window := data.encoder.encode_many(list(itertools.islice(examples, _WINDOW))):
-        for part, values in score_pairs(policy, data.encoder, window, max_length, size):
+        for part, values in score_pairs(policy, data.encoder, window, max_length, size, before_batch):
             log_probs[found.where(part)] = values
     parallel.first(found.save, path)
     return found
 
 
 def score_pairs(
-    policy: Policy, encoder: Encoder, rows: Sequence[Encoded], max_length: int, batch_size: int
+    policy: Policy,
+    encoder: Encoder,
+    rows: Sequence[Encoded],
+    max_length: int,
+    batch_size: int,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[list[Encoded], np.ndarray]]:
     """log pi of both completions of each row, in batches of rows of alike lengths.
 
@@ -118,6 +131,7 @@ def score_pairs(
         rows: With pairs.
         max_length: As for `from_pairs`.
         batch_size: Rows scored at once; on a mesh a multiple of the devices that share the prompts.
+        before_batch: As for `pair_reference`.
 
     Yields:
         Some rows, and [p, 2] float32 for them.
@@ -125,9 +139,16 @@ def score_pairs(
     room = [(bucket(max(map(len, row.pair))), bucket(len(row.prompt))) for row in rows]
     order = sorted(range(len(rows)), key=room.__getitem__, reverse=True)
     for start in range(0, len(order), batch_size):
+        before_batch()
         part = [rows[i] for i in order[start : start + batch_size]]
         padded = part + part[-1:] * (batch_size - len(part))
         batch = from_pairs(encoder, padded, max_length=max_length)
         log_probs = score_completions(policy, parallel.put(batch, parallel.beside(policy.params)), 1.0)
-        sums = np.sum(jax.device_get(log_probs), -1, dtype=np.float64, where=batch.masks.reference)
+        sums = jax.device_get(_sum(log_probs, batch.masks.reference))
         yield part, sums[: len(part)]
+
+
+@jax.jit
+def _sum(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
+    """As `dpo_loss` sums them: before any update the rewards are 0, and not what rounding makes of them."""
+    return jnp.sum(log_probs, -1, where=mask)

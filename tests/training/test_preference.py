@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nrt_jax import hf
-from nrt_jax.errors import UserError
+from nrt_jax.errors import Stopped, UserError
 from nrt_jax.models import LoRAConfig
 from nrt_jax.objectives import DPOConfig
 from nrt_jax.parallel import MeshConfig
@@ -69,9 +69,9 @@ def finished(config, tmp_path_factory):
 def test_a_run_starts_at_the_reference_and_raises_the_margin(config, finished):
     folder, lines = finished
     first, *_, last = records(folder)
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    for name in ("reward_chosen", "reward_rejected", "reward_margin"):
-        assert first[name] == pytest.approx(0, abs=1e-6)
+    assert first["loss"] == np.float32(math.log(2))
+    for name in ("reward_chosen", "reward_rejected", "reward_margin", "preference_accuracy"):
+        assert first[name] == 0
     assert first["log_prob_chosen"] < 0 and first["log_prob_rejected"] < 0
     assert last["loss"] < first["loss"]
     margins = [record["reward_margin"] for record in records(folder)]
@@ -124,7 +124,7 @@ def test_adapters_start_at_the_reference_too_and_a_pair_that_is_not_finite_is_sk
     adapted = dataclasses.replace(config, lora=LoRAConfig(rank=2, alpha=4.0), dpo=DPOConfig(loss="ipo"))
     _, (first, last) = steps(adapted, tmp_path / "finite", 2)
     assert first["loss"] == pytest.approx(25, rel=1e-5) and last["loss"] < first["loss"]
-    assert first["reward_margin"] == pytest.approx(0, abs=1e-6)
+    assert first["reward_margin"] == 0
     assert (first["skipped_updates"], last["skipped_updates"]) == (0, 0)
     monkeypatch.setattr(preference, "score_pairs", lambda *args: [])  # Numbers stay as they were made: NaN.
     _, (first,) = steps(adapted, tmp_path / "nan", 1)
@@ -152,6 +152,20 @@ def test_a_row_finds_its_numbers_by_its_tokens(config, finished):
 def pad(ids: np.ndarray) -> np.ndarray:
     """To one length, for one program."""
     return np.pad(ids, (0, 48 - len(ids)))
+
+
+def test_a_run_that_is_stopped_while_the_reference_is_computed_leaves_none_and_goes_on(config, tmp_path):
+    setup, lines = prepare(config), []
+    args = (config, preference.Policy(setup.model, setup.params, setup.frozen), setup.train, setup.max_length, tmp_path)
+
+    def stops():
+        raise Stopped("stopped")
+
+    with pytest.raises(Stopped):
+        preference.pair_reference(*args, lines.append, stops)
+    assert not list(tmp_path.iterdir())
+    preference.pair_reference(*args, lines.append)
+    assert [path.name for path in tmp_path.iterdir()] == [REFERENCE_FILE] and len(lines) == 2
 
 
 def test_rows_without_a_pair_are_refused(config, tmp_path):
