@@ -150,5 +150,5 @@ def score_pairs(
 
 @jax.jit
 def _sum(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
-    """As `dpo_loss` sums them: before any update the rewards are 0, and not what rounding makes of them."""
+    """As `dpo_loss` sums them, so that the rewards before any update are 0 or close to it."""
     return jnp.sum(log_probs, -1, where=mask)
