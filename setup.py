@@ -16,6 +16,7 @@ REQUIREMENTS = [
     "pyarrow>=26.0.1",
     "rich>=15.0.0",
     "safetensors>=0.8.0",
+    "scipy>=1.17.1",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.23.3",

@@ -11,6 +11,7 @@ and, where a judge has spoken already, what it said:
     pairwise     score_chosen, score_rejected, or verdict_chosen_first, verdict_rejected_first: "A", "B" or null
 """
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,10 @@ def read(path: str, *, response_column: str = "response") -> list[Row]:
                 raise UserError(f"{where}: {problem}") from problem
             if not isinstance(values, dict):
                 raise UserError(f"{where}: is a {type(values).__name__}; expected an object")
+            try:
+                json.dumps(values, allow_nan=False)  # What is read must be fit to be written, too.
+            except (ValueError, TypeError, RecursionError) as error:
+                raise UserError(f"{where}: is no JSON ({error}); expected text and finite numbers") from error
             rows.append(Row(i + 1, where, values))
     except UserError as error:
         raise UserError(str(error).replace("data: ", "input: ", 1)) from error

@@ -186,6 +186,8 @@ def test_pairs_are_judged_one_response_at_a_time(stand_in, tmp_path, capsys):
         ([PAIR | {"rejected": PAIR["chosen"]}], "chosen equals rejected"),
         ([], "is empty"),
         (["text"], "is a str; expected an object"),
+        ([BENCH[0] | {"verdict": 1, "index": float("nan")}], "row 1: is no JSON (Out of range float"),
+        ([{}], "has no columns; expected"),
     ],
 )
 def test_a_file_that_cannot_be_measured_is_refused(rows, message, fails, tmp_path):
