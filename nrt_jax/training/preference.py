@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nrt_jax import parallel
-from nrt_jax.data.encode import Encoded, Encoder, bucket
+from nrt_jax.data.encode import Encoded, Encoder
 from nrt_jax.data.load import Data
 from nrt_jax.data.scan import hash_ids
 from nrt_jax.training.config import TrainConfig
@@ -136,16 +136,29 @@ def score_pairs(
     Yields:
         Some rows, and [p, 2] float32 for them.
     """
-    room = [(bucket(max(map(len, row.pair))), bucket(len(row.prompt))) for row in rows]
-    order = sorted(range(len(rows)), key=room.__getitem__, reverse=True)
+    rooms = [(_room(1 + max(map(len, row.pair))), _room(len(row.prompt))) for row in rows]
+    order = sorted(range(len(rows)), key=rooms.__getitem__, reverse=True)
     for start in range(0, len(order), batch_size):
         before_batch()
         part = [rows[i] for i in order[start : start + batch_size]]
         padded = part + part[-1:] * (batch_size - len(part))
-        batch = from_pairs(encoder, padded, max_length=max_length)
+        batch = _widened(from_pairs(encoder, padded, max_length=max_length))
         log_probs = score_completions(policy, parallel.put(batch, parallel.beside(policy.params)), 1.0)
         sums = jax.device_get(_sum(log_probs, batch.masks.reference))
         yield part, sums[: len(part)]
+
+
+def _room(length: int) -> int:
+    """The next power of two from 8 on: coarser than training, since here each pair of lengths is a program."""
+    return max(8, 1 << (length - 1).bit_length())
+
+
+def _widened(batch: LearnerBatch) -> LearnerBatch:
+    """Prompts and completions padded to their rooms."""
+    x, t = (_room(tokens.shape[-1]) - tokens.shape[-1] for tokens in (batch.prompts.tokens, batch.tokens))
+    prompts = jax.tree.map(lambda a: np.pad(a, ((0, 0), (0, x))), batch.prompts)
+    batch = jax.tree.map(lambda a: np.pad(a, ((0, 0), (0, 0), (0, t))) if a.ndim == 3 else a, batch)
+    return batch.replace(prompts=prompts)
 
 
 @jax.jit
