@@ -4,10 +4,10 @@ python -m launch.train --config meta/abduction --model DIR --workdir runs/abduct
 python -m launch.train --config meta/abduction --model runs/abduction-1/hf --dataset.level 2 --workdir runs/abduction-2
 """
 
-from configs.meta import _common
+from configs.meta import domain
 from nrt_jax.training.config import TrainConfig
 
 
 def get_config() -> TrainConfig:
     """The specialist's recipe; give it `--model DIR`."""
-    return _common.specialist("abduction")
+    return domain.specialist("abduction")

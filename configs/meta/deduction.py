@@ -4,10 +4,10 @@ python -m launch.train --config meta/deduction --model DIR --workdir runs/deduct
 python -m launch.train --config meta/deduction --model runs/deduction-1/hf --dataset.level 2 --workdir runs/deduction-2
 """
 
-from configs.meta import _common
+from configs.meta import domain
 from nrt_jax.training.config import TrainConfig
 
 
 def get_config() -> TrainConfig:
     """The specialist's recipe; give it `--model DIR`."""
-    return _common.specialist("deduction")
+    return domain.specialist("deduction")

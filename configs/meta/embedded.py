@@ -3,7 +3,7 @@
 import dataclasses
 
 from configs import default
-from configs.meta import _common
+from configs.meta import domain
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.meta import MetaConfig
 from nrt_jax.training.pretrain import Architecture, Phase, PretrainConfig
@@ -11,6 +11,7 @@ from nrt_jax.training.pretrain import Architecture, Phase, PretrainConfig
 
 def get_config() -> MetaConfig:
     """The paper's reward and policy gradient; sizes, steps, groups and learning rate are those of a tiny model."""
+    specialist, clock = _recipe("deduction"), _recipe("clock")
     return MetaConfig(
         base="tiny_meta",
         pretraining=PretrainConfig(
@@ -25,21 +26,25 @@ def get_config() -> MetaConfig:
             ),
         ),
         levels=("mini",),
-        recipe=_recipe("deduction"),
+        recipe=specialist,
         domain=dataclasses.replace(
-            _recipe("clock"), dataset=dataclasses.replace(_recipe("clock").dataset, level="easy")
+            clock,
+            steps=24,
+            dataset=dataclasses.replace(clock.dataset, level="easy"),
+            evaluation=dataclasses.replace(clock.evaluation, every=6),
         ),
     )
 
 
 def _recipe(verifier: str) -> TrainConfig:
     """Reward and policy gradient of the recipes for real models, everything else of the embedded default."""
-    recipe = _common.change(default.get_config(), verifier)
+    recipe = domain.change(default.get_config(), verifier)
     return dataclasses.replace(
         recipe,
-        steps=30,
+        steps=20,
         dataset=dataclasses.replace(recipe.dataset, size=2000),
-        rollout=dataclasses.replace(recipe.rollout, prompts=16, max_trace_length=56, chunk_size=32),
-        evaluation=dataclasses.replace(recipe.evaluation, questions=256, every=10, examples=0),
+        rollout=dataclasses.replace(recipe.rollout, prompts=16, max_trace_length=48, chunk_size=24),
+        optimizer=dataclasses.replace(recipe.optimizer, learning_rate=1e-3, warmup_updates=5),
+        evaluation=dataclasses.replace(recipe.evaluation, questions=128, every=0, examples=0),
         checkpoint=dataclasses.replace(recipe.checkpoint, every=0, keep=1),
     )

@@ -4,10 +4,10 @@ python -m launch.train --config meta/induction --model DIR --workdir runs/induct
 python -m launch.train --config meta/induction --model runs/induction-1/hf --dataset.level 2 --workdir runs/induction-2
 """
 
-from configs.meta import _common
+from configs.meta import domain
 from nrt_jax.training.config import TrainConfig
 
 
 def get_config() -> TrainConfig:
     """The specialist's recipe; give it `--model DIR`."""
-    return _common.specialist("induction")
+    return domain.specialist("induction")
