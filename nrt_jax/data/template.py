@@ -22,12 +22,14 @@ class TextConfig:
             model), for PLAIN_TEMPLATE. Earlier turns are written before the question, each on lines of its own. BOS is
             put before it if the tokenizer has one.
         chat_template: Jinja file with a chat template to use instead of the tokenizer's own.
+        system: System turn of questions whose chat begins with none; empty for none.
         max_prompt_length: Questions longer than this many tokens, template included, are left out and counted.
         max_answer_length: Likewise for answers, EOS included.
     """
 
     template: str = ""
     chat_template: str = ""
+    system: str = ""
     max_prompt_length: int = 1024
     max_answer_length: int = 1024
 
@@ -53,6 +55,7 @@ class Template:
         self._tokenizer = tokenizer
         self._text = config.template
         self._file = _read(config.chat_template)
+        self._system = (("system", config.system),) if config.system else ()
         self._is_chat = not config.template and bool(self._file or tokenizer.chat_template)
         self._special = special_tokens(tokenizer)
         self._check(f"text.chat_template: {config.chat_template!r}" if config.chat_template else "")
@@ -65,13 +68,19 @@ class Template:
         Raises:
             BadRow: The chat template refuses the turns, or changes a special token that they spell.
         """
-        contents = [*(content for _, content in example.history), example.question]
+        history = self._turns_before(example.history)
+        contents = [*(content for _, content in history), example.question]
         if not (self._text or self._is_chat):
             return [(PLAIN_TEMPLATE.replace("{question}", "\n".join(contents)), False)]
-        whole = self._fill(example.history, contents)
+        whole = self._fill(history, contents)
         if self._special is None or not any(map(self._special.search, contents)):
             return [(whole, True)]
-        return self._split(example.history, contents, whole)
+        return self._split(history, contents, whole)
+
+    def _turns_before(self, history: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        """The history, after the configured system turn if it has none."""
+        has_own = any(role == "system" for role, _ in history)
+        return history if has_own else (*self._system, *history)
 
     def _fill(self, history: Sequence[tuple[str, str]], contents: Sequence[str]) -> str:
         """The template with the given contents of all turns, the question last."""
@@ -120,9 +129,11 @@ class Template:
             return
         probe = f"{_MARK}0{_MARK}"
         field = given or "tokenizer: its chat template"
-        mend = "mend it, or pass --text.chat-template FILE or --text.template TEXT"
+        mend = "mend it, or pass --text.chat-template FILE or --text.template TEXT" + ", or no --text.system" * bool(
+            self._system
+        )
         try:
-            text = self._fill((), [probe])
+            text = self._fill(self._system, [*(content for _, content in self._system), probe])
         except BadRow as error:
             raise UserError(f"{field}: cannot be rendered, {error}; {mend}") from error
         if probe not in text:

@@ -19,7 +19,7 @@ broken by leaving out their last rules; a puzzle is checked by all assignments t
 Ours: a chain leads over fresh letters from a goal to a given one; with the probability of cycles a link gets one more
 rule, back from a letter nearer to the goal; letters can be given as false, which is what makes `not` true; with a
 single goal, a coin decides whether it is the reachable one, or the answer would always be the same; a distractor that
-would change what is reachable is drawn again.
+would change what is reachable is drawn again; level 0.
 
 A goal is reachable if the rules derive it from what is given. It is then true in every assignment that satisfies rules
 and givens; and there is one assignment (`_counter_model`) that satisfies them and in which no unreachable goal is
@@ -60,6 +60,7 @@ class Level:
 
 
 LEVELS = {
+    0: Level((2, 2), 1, (1, 2), 0.0),
     1: Level((2, 3), 1, (3, 5), 0.10),
     2: Level((3, 4), 2, (5, 7), 0.15),
     3: Level((4, 5), 2, (7, 9), 0.20),

@@ -16,7 +16,8 @@ a literal, negated with probability 0.4; above it with probability 0.2 the negat
 sub-formulas under ->, and, or, <-> or xor. Kept are puzzles that exactly one assignment solves.
 
 Ours: the formulas of a puzzle are all different, and found among the sets of a small pool of drawn ones, since of
-random sets only one in 10 (level 1) to 150 (level 5) is a puzzle; words instead of symbols; the solution.
+random sets only one in 10 (level 1) to 150 (level 5) is a puzzle; words instead of symbols; the solution; level 0,
+which needs no supposition.
 
 An assignment is a number below 2^n, bit v of which is the value of variable v, and a set of assignments, such as those
 that satisfy a formula, is a Python integer of 2^n bits.
@@ -29,7 +30,7 @@ import random
 from nrt_jax.tasks.puzzle import Puzzle, PuzzleTask, parse_pairs
 
 #: Level -> (variables, depth of the formulas).
-LEVELS = {1: (4, 1), 2: (6, 2), 3: (8, 3), 4: (10, 4), 5: (12, 5)}
+LEVELS = {0: (3, 1), 1: (4, 1), 2: (6, 2), 3: (8, 3), 4: (10, 4), 5: (12, 5)}
 NUM_FORMULAS = (3, 6)
 P_NEGATED_LITERAL = 0.4
 P_NEGATION = 0.2
@@ -119,6 +120,13 @@ class Deduction(Puzzle):
         """The formulas."""
         return " ".join(f"{i}: {formula.text}." for i, formula in enumerate(self.formulas, start=1))
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether each value is forced by one formula and the values before it."""
+        state = _State(self.num_variables)
+        self._propagate(state)
+        return not state.free
+
     def _value(self, variable: int) -> bool:
         return bool(self.solution >> variable & 1)
 
@@ -199,7 +207,9 @@ class DeductionTask(PuzzleTask):
                 formulas = rng.sample(pool, rng.randint(*NUM_FORMULAS))
                 models = functools.reduce(lambda left, formula: left & formula.models, formulas, -1)
                 if models.bit_count() == 1 and len({formula.text for formula in formulas}) == len(formulas):
-                    return Deduction(num_variables, tuple(formulas), models.bit_length() - 1)
+                    puzzle = Deduction(num_variables, tuple(formulas), models.bit_length() - 1)
+                    if level > 0 or puzzle.is_direct:
+                        return puzzle
 
     def parse(self, text: str) -> frozenset[tuple[str, bool]] | None:
         """The values that are stated."""

@@ -11,8 +11,8 @@
 Known: k = 6 to 10 operations by level, each +a or -b (1 to 4) or xc (2 to 4), of the three kinds equally often; the
 start of 1 to 5; that the last term is masked. Ours: 2k + 1 terms before it, so that every operation is seen twice (the
 published generator shows 6 to 10 terms, which often do not determine the answer); the question tells the family of
-rules, and whatever rule of it fits the shown terms gives the same answer; no term is above MAX_TERM in size; the
-solution.
+rules, and whatever rule of it fits the shown terms gives the same answer; terms are limited; the
+solution; level 0, of two operations and small terms.
 """
 
 import dataclasses
@@ -24,9 +24,12 @@ from collections.abc import Sequence
 from nrt_jax.tasks.puzzle import Puzzle, PuzzleTask
 
 #: Level -> k, the number of operations.
-LEVELS = {1: 6, 2: 7, 3: 8, 4: 9, 5: 10}
-START = (1, 5)
-MAX_TERM = 9999
+LEVELS = {0: 2, 1: 6, 2: 7, 3: 8, 4: 9, 5: 10}
+#: The numbers of operations that a question allows.
+PERIODS, MINI_PERIODS = tuple(LEVELS.values())[1:], (LEVELS[0],)
+START, MINI_START = (1, 5), (1, 20)
+#: Largest size of a term; at level 0 none is negative.
+MAX_TERM, MAX_MINI_TERM = 9999, 99
 
 #: (sign, number), by kind.
 ADD = tuple(("+", n) for n in range(1, 5))
@@ -51,16 +54,23 @@ class Induction(Puzzle):
     terms: tuple[int, ...]
 
     @property
+    def periods(self) -> tuple[int, ...]:
+        """The numbers of operations that it may have."""
+        return MINI_PERIODS if len(self.operations) in MINI_PERIODS else PERIODS
+
+    @property
     def content(self) -> str:
         """The shown terms."""
         return ", ".join(map(str, self.terms[:-1]))
 
     def question(self) -> str:
         """The family of rules, and the shown terms."""
+        first, last = self.periods[0], self.periods[-1]
+        span = f"after {first} to {last}" if first < last else f"after {first}"
         return (
             "Each number follows from the one before it by an operation: add 1 to 4, subtract 1 to 4, or multiply by 2 "
-            f"to 4. The operations repeat after {LEVELS[1]} to {LEVELS[5]} of them. What number stands at the question "
-            f"mark?\n{self.content}, ?\nAnswer with the number alone."
+            f"to 4. The operations repeat {span} of them. What number stands at the question mark?\n"
+            f"{self.content}, ?\nAnswer with the number alone."
         )
 
     def answer(self) -> str:
@@ -71,7 +81,7 @@ class Induction(Puzzle):
         """Why shorter periods fail, what each operation is, and the masked term."""
         shown, k = self.terms[:-1], len(self.operations)
         steps = []
-        for period in range(LEVELS[1], k):
+        for period in range(self.periods[0], k):
             conflict = _conflict(shown, period)
             if not conflict:  # a rule of this period fits too, and gives the same answer
                 k = period
@@ -98,13 +108,15 @@ class InductionTask(PuzzleTask):
     def draw(self, rng: random.Random, level: int) -> Induction:
         """Sequences until one determines its answer."""
         k = LEVELS[level]
+        starts, lowest, highest = (START, -MAX_TERM, MAX_TERM) if level else (MINI_START, 0, MAX_MINI_TERM)
         while True:
             operations = tuple(rng.choice(rng.choice((ADD, SUBTRACT, MULTIPLY))) for _ in range(k))
             repeated = itertools.islice(itertools.cycle(operations), 2 * k + 1)
-            start = rng.randint(*START)
+            start = rng.randint(*starts)
             terms = tuple(itertools.accumulate(repeated, lambda term, operation: apply(operation, term), initial=start))
-            if max(map(abs, terms)) <= MAX_TERM and _next_terms(terms[:-1]) == {terms[-1]}:
-                return Induction(operations, terms)
+            puzzle = Induction(operations, terms)
+            if lowest <= min(terms) <= max(terms) <= highest and _next_terms(terms[:-1], puzzle.periods) == {terms[-1]}:
+                return puzzle
 
     def parse(self, text: str) -> int | None:
         """An integer and nothing else, but for a full stop."""
@@ -123,11 +135,11 @@ def _fitting(transitions: Sequence[tuple[int, int]]) -> list[Operation]:
     return [op for op in (*ADD, *SUBTRACT, *MULTIPLY) if all(apply(op, a) == b for a, b in transitions)]
 
 
-def _next_terms(shown: Sequence[int]) -> set[int]:
+def _next_terms(shown: Sequence[int], periods: Sequence[int] = PERIODS) -> set[int]:
     """What the rules of any period that fit the shown terms say of the next one."""
     transitions = list(itertools.pairwise(shown))
     found = set()
-    for period in LEVELS.values():
+    for period in periods:
         fits = [_fitting(transitions[i::period]) for i in range(period)]
         if all(fits):
             found |= {apply(op, shown[-1]) for op in fits[len(transitions) % period]}

@@ -3,8 +3,9 @@
 A puzzle is content that is put into words; a task draws puzzles, from a seed, and judges answers. Train and held-out
 split are disjoint whatever the seeds, because a hash of the content alone decides which split a puzzle is in.
 
-Known: levels "1" to "5", each with numbers of its own. Ours: mixtures of levels such as "1-2"; the words; the worked
-solutions, for pretraining the embedded model and for hints.
+Known: levels "1" to "5", each with numbers of its own. Ours: mixtures of levels such as "1-2"; the level "mini", so
+small that the embedded model can learn it in minutes; the words; the worked solutions, for pretraining the embedded
+model and for hints.
 """
 
 import abc
@@ -28,6 +29,8 @@ HELD_OUT_ONE_IN = 8
 KINDS = ("useful", "lazy", "sloppy", "filler", "irrelevant", "empty")
 
 NUM_LEVELS = 5
+#: The name of level 0.
+MINI = "mini"
 
 #: Longer answers are not looked at.
 MAX_ANSWER_CHARACTERS = 10_000
@@ -79,7 +82,7 @@ class PuzzleTask(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, rng: random.Random, level: int) -> Puzzle:
-        """A puzzle of a level, 1 to 5, with exactly one right answer."""
+        """A puzzle of a level, 0 to 5, with exactly one right answer."""
 
     @abc.abstractmethod
     def parse(self, text: str) -> Hashable | None:
@@ -92,7 +95,7 @@ class PuzzleTask(abc.ABC):
             n: Number of examples.
             seed: Other seeds, other puzzles.
             split: `train` or `heldout`.
-            level: "1" to "5", or a mixture such as "1-2", each level of which is equally likely.
+            level: "1" to "5", a mixture such as "1-2", each level of which is equally likely, or "mini".
 
         Raises:
             UserError: `split` or `level` is not known.
@@ -160,10 +163,14 @@ def draw_kinds(rng: random.Random, mixture: Mapping[str, float], n: int) -> list
 
 
 def _levels(level: str) -> range:
+    if level == MINI:
+        return range(1)
     match = _LEVELS.fullmatch(level)
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if low > high:
-        raise UserError(f"dataset.level: unknown value {level!r}; expected 1 to {NUM_LEVELS}, or a mixture such as 1-2")
+        raise UserError(
+            f"dataset.level: unknown value {level!r}; expected 1 to {NUM_LEVELS}, or a mixture such as 1-2, or {MINI}"
+        )
     return range(low, high + 1)
 
 

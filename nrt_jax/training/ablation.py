@@ -98,12 +98,18 @@ def collect(config: AblationConfig) -> list[dict[str, Any]]:
     for base, arm, seed, folder in _runs(config):
         if not (folder / "summary.json").exists():
             continue
-        records = read_metrics(folder / METRICS_FILE)
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        curve = [(0, summary["accuracy_before"])] + [(r["step"], r["accuracy"]) for r in records if "accuracy" in r]
-        curve.append((summary["steps"], summary["accuracy_after"]))
-        rows.append(summary | {"base": base, "arm": arm, "seed": seed, "curve": curve} | _last_entropy(records))
+        entropy = _last_entropy(read_metrics(folder / METRICS_FILE))
+        rows.append(summary | {"base": base, "arm": arm, "seed": seed, "curve": accuracy_curve(folder)} | entropy)
     return rows
+
+
+def accuracy_curve(folder: Path) -> list[tuple[int, float]]:
+    """(step, accuracy) on held-out questions of a finished run, from step 0 to its last."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    measured = {r["step"]: r["accuracy"] for r in read_metrics(folder / METRICS_FILE) if "accuracy" in r}
+    ends = {0: summary["accuracy_before"], summary["steps"]: summary["accuracy_after"]}
+    return sorted((measured | ends).items())
 
 
 def table(rows: Sequence[Mapping[str, Any]], base: str) -> str:

@@ -151,7 +151,7 @@ class TrainConfig:
 
     Attributes:
         model: Llama or Mistral to start from: a folder in Hugging Face format or a hub id, an Orbax checkpoint, a run's
-            folder, a PEFT adapter, or a built-in one (`tiny`, `tiny_weak`).
+            folder, a PEFT adapter, or a built-in one (`tiny`, `tiny_weak`, `tiny_meta`).
         data: Where questions come from, one or more of: a built-in task; a .jsonl, .json or .parquet file; a folder of
             .parquet files, or one that `datasets` saved (`FOLDER:SPLIT`); `tfds:NAME[/CONFIG][:SPLIT]`; `gym:NAME`;
             after `judging:`, one of these with responses that have labels.

@@ -14,6 +14,7 @@ import jax
 from nrt_jax import tasks
 from nrt_jax.data import formats, pipeline
 from nrt_jax.data.encode import Encoder, TextConfig
+from nrt_jax.data.example import Example
 from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.errors import UserError
 from nrt_jax.hf.tokenizer_training import train_tokenizer
@@ -59,8 +60,8 @@ class PretrainConfig:
 
     Attributes:
         output: Folder to make, in Hugging Face format.
-        task: Built-in task that writes the documents.
-        level: Its difficulty; empty for the task's default.
+        task: Built-in tasks that write the documents, equally many each.
+        level: The difficulty of each; empty for the tasks' defaults.
         seed: Of parameters and documents.
         batch_size: Documents an update.
         architecture: Size of the model.
@@ -70,8 +71,8 @@ class PretrainConfig:
     """
 
     output: str = ""
-    task: str = "clock"
-    level: str = ""
+    task: tuple[str, ...] = ("clock",)
+    level: tuple[str, ...] = ()
     seed: int = 0
     batch_size: int = 64
     architecture: Architecture = Architecture()
@@ -94,40 +95,55 @@ def pretrain(config: PretrainConfig, log: Callable[[str], None] = print) -> tupl
     Returns:
         model, params, tokenizer.
     """
-    task = tasks.get(config.task)
-    tokenizer = _tokenizer(task, config)
+    if config.level and len(config.level) != len(config.task):
+        raise UserError(
+            f"level: {', '.join(config.level)} for {len(config.task)} tasks; expected one for each, or none"
+        )
+    tokenizer = _tokenizer(config)
     shape = dataclasses.asdict(config.architecture) | {"vocab_size": max(tokenizer.get_vocab().values()) + 1}
     model = Model(ModelConfig(**shape, tie_embeddings=True, max_position_embeddings=1024))
     params = model.init(jax.random.key(config.seed))
     trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
     encoder = Encoder(tokenizer, trace_format, TextConfig())
-    log(f"{config.task}: {len(tokenizer)} tokens, {model.config.num_parameters:,} parameters")
+    log(f"{', '.join(config.task)}: {len(tokenizer)} tokens, {model.config.num_parameters:,} parameters")
     for number, (name, phase) in enumerate((("skill", config.skill), ("habit", config.habit))):
-        params = _run_phase(config, name, phase, config.seed + number, model, params, encoder, task, log)
+        params = _run_phase(config, name, phase, config.seed + number, model, params, encoder, log)
     return model, params, tokenizer
 
 
-def _run_phase(config, name, phase, seed, model, params, encoder: Encoder, task, log) -> Params:
-    """One phase of updates with an optimizer of its own, each document used once."""
+def _run_phase(config, name, phase, seed, model, params, encoder: Encoder, log) -> Params:
+    """One phase of updates with an optimizer of its own, each document used once.
+
+    A batch holds documents of one task, which are of like length, and the tasks take turns.
+    """
     if phase.steps < 1:
         raise UserError(f"{name}.steps: {phase.steps} is not positive; expected a number above 0")
-    level = {"level": config.level} if config.level else {}
-    rows = encoder.encode_many(task.documents(phase.steps * config.batch_size, seed, phase.mixture, **level))
-    batches = pipeline.Batches(pipeline.shuffled(rows, seed), config.batch_size)
+    turns = -(-phase.steps // len(config.task))  # of the first task, and no other has more
+    documents = _documents(config, turns * config.batch_size, seed, phase.mixture)
+    rows = map(encoder.encode_many, documents)
+    batches = itertools.cycle([pipeline.Batches(pipeline.shuffled(part, seed), config.batch_size) for part in rows])
     adamw = OptimizerConfig(learning_rate=phase.learning_rate, warmup_updates=50, schedule="cosine")
     optimizer = make_optimizer(adamw, phase.steps)
     state = create_state(params, optimizer)
     for step in range(phase.steps):
-        batch = from_demonstrations(encoder, next(batches), with_trace=True)
+        batch = from_demonstrations(encoder, next(next(batches)), with_trace=True)
         state, metrics = update(state, batch, model=model, optimizer=optimizer, config=NRTLossConfig())
         if (step + 1) % 100 == 0 or step + 1 == phase.steps:
             log(f"{name} {step + 1}/{phase.steps}  loss {float(metrics['loss']):.4f}")
     return state.params
 
 
-def _tokenizer(task, config: PretrainConfig):
+def _documents(config: PretrainConfig, n: int, seed: int, mixture: Mapping[str, float]) -> list[list[Example]]:
+    """n documents of each task."""
+    levels = config.level or [""] * len(config.task)
+    return [
+        tasks.get(name).documents(n, seed, mixture, **({"level": level} if level else {}))
+        for name, level in zip(config.task, levels, strict=True)
+    ]
+
+
+def _tokenizer(config: PretrainConfig):
     kinds = dict.fromkeys(itertools.chain(config.skill.mixture, config.habit.mixture), 1.0)
-    level = {"level": config.level} if config.level else {}
-    documents = task.documents(5000, config.seed, kinds, **level)
+    documents = itertools.chain.from_iterable(_documents(config, 5000 // len(config.task), config.seed, kinds))
     texts = (text for d in documents for text in (d.question + "\n", d.trace, d.answer))
     return train_tokenizer(texts, config.architecture.vocab_size)

@@ -52,6 +52,23 @@ def test_earlier_turns_are_messages_of_a_chat_template_and_lines_before_the_ques
     assert text_of(encoder(template="Q: {question} A:"), history=HISTORY) == "Q: 1 plus\n2 plus\n3 plus\n4 A:"
 
 
+def test_the_system_turn_is_that_of_questions_without_their_own(jinja):
+    made = encoder(chatty(), chat_template=jinja, system="5 plus")
+    assert text_of(made) == "<system>5 plus<user>4>"
+    assert text_of(made, history=HISTORY[1:]) == "<system>5 plus<user>2 plus<assistant>3 plus<user>4>"
+    assert text_of(made, history=HISTORY) == "<system>1 plus<user>2 plus<assistant>3 plus<user>4>"
+    assert text_of(encoder(system="5 plus")) == "5 plus\n4\n"  # without a chat template, a line
+
+
+def test_a_chat_template_that_takes_no_system_turn_is_refused_at_the_start():
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE
+    assert text_of(encoder(chatty(strict))) == "[user] 4\n[assistant] "
+    with pytest.raises(
+        UserError, match=r"cannot be rendered.*no system role.*--text.template TEXT, or no --text.system"
+    ):
+        encoder(chatty(strict), system="5 plus")
+
+
 contents = st.lists(
     st.sampled_from([*"  \n01a", "<eos>", "<|response_start|>", "<e", "os>", MARK, f"{MARK}0{MARK}", "{question}"]),
     max_size=9,

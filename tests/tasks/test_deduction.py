@@ -12,9 +12,9 @@ from nrt_jax import tasks
 from nrt_jax.tasks import deduction
 
 TASK = tasks.get("deduction")
-LEVELS = ("1", "2", "3", "4", "5")
-NUM_VARIABLES = dict(zip(LEVELS, (4, 6, 8, 10, 12), strict=True))
-DEPTHS = dict(zip(LEVELS, (1, 2, 3, 4, 5), strict=True))
+LEVELS = ("mini", "1", "2", "3", "4", "5")
+NUM_VARIABLES = dict(zip(LEVELS, (3, 4, 6, 8, 10, 12), strict=True))
+DEPTHS = dict(zip(LEVELS, (1, 1, 2, 3, 4, 5), strict=True))
 
 OPERATORS = {
     "->": lambda a, b: ~a | b,
@@ -122,6 +122,11 @@ def test_variables_depths_and_numbers_of_formulas_are_those_of_the_level(level):
         counts.add(len(tables))
         deepest = max(deepest, *depths)
     assert counts == {3, 4, 5, 6} and deepest == DEPTHS[level]
+
+
+def test_a_mini_puzzle_needs_no_supposition_and_others_may():
+    assert not any("Suppose" in example.trace for example, *_ in instances("mini"))
+    assert any("Suppose" in example.trace for example, *_ in instances("1"))
 
 
 def test_literals_negations_and_operators_are_drawn_with_the_published_probabilities():

@@ -10,8 +10,8 @@ import pytest
 from nrt_jax import tasks
 
 TASK = tasks.get("induction")
-LEVELS = ("1", "2", "3", "4", "5")
-PERIODS = dict(zip(LEVELS, (6, 7, 8, 9, 10), strict=True))
+LEVELS = ("mini", "1", "2", "3", "4", "5")
+PERIODS = dict(zip(LEVELS, (2, 6, 7, 8, 9, 10), strict=True))
 #: term -> multiplier * term + summand
 OPERATIONS = np.array([(1, n) for n in (1, 2, 3, 4, -1, -2, -3, -4)] + [(n, 0) for n in (2, 3, 4)])
 OPERATION = re.compile(r"([-+x])([1-4])")
@@ -22,12 +22,12 @@ def shown_terms(question: str) -> list[int]:
     return [int(term) for term in line.split(", ")[:-1]]
 
 
-def predictions(shown: list[int]) -> set[int]:
-    """The next term by every rule, of 6 to 10 operations that repeat, that gives all the shown terms."""
+def predictions(shown: list[int], periods=range(6, 11)) -> set[int]:
+    """The next term by every rule, of so many operations that repeat, that gives all the shown terms."""
     terms = np.array(shown)
     fits = OPERATIONS[:, :1] * terms[:-1] + OPERATIONS[:, 1:] == terms[1:]  # [operation, step]
     found = set()
-    for period in PERIODS.values():
+    for period in periods:
         possible = [np.flatnonzero(fits[:, first::period].all(axis=1)) for first in range(period)]
         if all(len(operations) for operations in possible):
             multiplier, summand = OPERATIONS[possible[(len(shown) - 1) % period]].T
@@ -47,8 +47,11 @@ def instances(level: str):
 @pytest.mark.parametrize("level", LEVELS)
 def test_all_rules_that_fit_the_shown_terms_give_the_answer(level):
     for example, shown in instances(level):
-        assert predictions(shown) == {int(example.answer)}
-        assert len(shown) >= 2 * PERIODS[level] + 1 and 1 <= shown[0] <= 5
+        first, last = map(int, re.search(r"repeat after (\d+)(?: to (\d+))?", example.question).groups(default="2"))
+        assert (first, last) == ((2, 2) if level == "mini" else (6, 10))
+        assert predictions(shown, range(first, last + 1)) == {int(example.answer)}
+        assert len(shown) >= 2 * PERIODS[level] + 1 and 1 <= shown[0] <= (20 if level == "mini" else 5)
+        assert level != "mini" or all(0 <= term <= 99 for term in (*shown, int(example.answer)))
         assert TASK.is_correct(example, example.answer)
 
 
@@ -70,8 +73,8 @@ def test_the_trace_rules_shorter_periods_out_and_finds_every_operation(level):
             assert any(len({i % int(period) for i in chosen}) == 1 for chosen in itertools.product(*places))
             assert not any(all(m * a + s == b for a, b in conflict) for m, s in OPERATIONS)
         head, *lines, last = re.findall(r"(?:Period \d+:|[^.:]+: [-+x]\d\.|Next: .*)", rest)
-        period = int(re.search(r"\d+", head)[0])
-        assert [int(p) for p, _ in tried] == list(range(6, period)) and period <= PERIODS[level]
+        period, first = int(re.search(r"\d+", head)[0]), 2 if level == "mini" else 6
+        assert [int(p) for p, _ in tried] == list(range(first, period)) and period <= PERIODS[level]
         found = []
         for i, line in enumerate(lines):
             pairs, operation = line.rsplit(": ", 1)

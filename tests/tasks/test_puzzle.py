@@ -123,6 +123,7 @@ def test_splits_are_disjoint_in_content_for_any_seeds_and_names_of_levels(name):
         found = itertools.islice(task._puzzles(f"{name}/examples", seed, split, level), 300)
         return {p.content for p in found}
 
+    assert not contents("train", 0, "mini") & contents("heldout", 1, "mini")
     train = contents("train", 0, "1") | contents("train", 1, "1-2") | contents("train", 2, "2")
     heldout = contents("heldout", 0, "1") | contents("heldout", 3, "1-2") | contents("heldout", 2, "2")
     assert not train & heldout and len(train) > 800 and len(heldout) > 800
@@ -178,7 +179,7 @@ def test_a_mixture_of_levels_has_each_of_them_equally_often(name, monkeypatch):
     assert np.abs(np.subtract(counts, [0, 1 / 3, 1 / 3, 1 / 3, 0])).max() < 0.06
 
 
-@pytest.mark.parametrize("level", ["0", "6", "2-1", "1-6", "one", "", "1 - 2", "\u0661", "default"])
+@pytest.mark.parametrize("level", ["0", "6", "2-1", "1-6", "one", "", "1 - 2", "\u0661", "default", "mini-1"])
 def test_an_unknown_level_is_one_clear_line(level):
     with pytest.raises(UserError, match=r"dataset\.level: unknown value .*; expected 1 to 5, or a mixture such as 1-2"):
         tasks.get("deduction").examples(1, 0, level=level)
