@@ -39,6 +39,8 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "cuda13": ["jax[cuda13]>=0.10.2"],
     "math": ["math-verify>=0.9.0"],
+    # The report's page is tested in headless Chromium, which is installed apart; else it is skipped.
+    "browser": ["playwright>=1.65.2"],
     "docs": ["matplotlib>=3.11.2"],
 }
 
@@ -51,7 +53,10 @@ setup(
     packages=find_namespace_packages(
         include=["nrt_jax*", "launch*", "configs*"], exclude=["nrt_jax.assets*", "configs.models"]
     ),
-    package_data={"nrt_jax": ["assets/**"], "configs": ["models/*.json"]},
+    package_data={
+        "nrt_jax": ["assets/**", "report/*.html", "report/*.css", "report/*.js"],
+        "configs": ["models/*.json"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

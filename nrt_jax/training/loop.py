@@ -15,7 +15,10 @@ import jax
 from nrt_jax import checkpoints, hf, parallel
 from nrt_jax.errors import Stopped
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
+from nrt_jax.report import REPORT_FILE, write_report
+from nrt_jax.training import environment, traces, wandb_run
 from nrt_jax.training import workdir as run_folder
+from nrt_jax.training.alarms import AlarmFile
 from nrt_jax.training.checkpoint import Checkpointer
 from nrt_jax.training.collect import Score, collect
 from nrt_jax.training.config import TrainConfig
@@ -29,7 +32,7 @@ from nrt_jax.training.reference import follow
 from nrt_jax.training.setup import Setup
 from nrt_jax.training.signals import StopRequest
 from nrt_jax.training.state import TrainState, abstract_state, create_state
-from nrt_jax.training.step import describe, sampling_config
+from nrt_jax.training.step import Outcome, describe, sampling_config
 from nrt_jax.training.update import read_lengths, update
 
 #: What a resumed run may change: how long it goes on, how often it reports and saves, and on which devices.
@@ -42,6 +45,7 @@ MAY_CHANGE = (
     "dataset.workers",
     "mesh",
     "distributed",
+    "report",
 )
 SHOWN = (
     ("loss", "accuracy", "gradient_norm"),  # of supervised runs
@@ -95,13 +99,23 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
         state, extra = _restore(config, setup, optimizer, checkpointer, batches, log) if resumed else (None, {})
         state = state or create_state(setup.params, optimizer, **state_parts(config))
         first = int(state.step)
+        start = parallel.first(environment.append, folder, first)
+        if config.report.wandb and jax.process_index() == 0:
+            writer.wandb = wandb_run.open_run(config.report.wandb, folder, to_dict(config), start["time"])
         earlier = writer.resume(first, extra.get("metrics"))
+        trace_file = traces.TraceFile(folder, setup.tokenizer, config.report.groups, first)
+        alarms = AlarmFile(folder, log, earlier)
         guard = SkippedUpdates(folder, config.max_skipped, functools.partial(_rows_of, config, setup), earlier)
         evaluated = first == 0 or "accuracy" in extra.get("metrics", {})
         for step in range(first, config.steps + 1):  # Steps that are done.
             if step > first:
-                state, metrics = _step(config, setup, optimizer, state, next(batches), step - 1)
+                rows = next(batches)
+                state, metrics, sample = _step(config, setup, optimizer, state, rows, step - 1)
                 writer.write(step, metrics | {"compiled_programs": compiled.count})
+                if sample:
+                    texts = map(traces.as_text, trace_file.write(rows, sample))
+                    writer.write_sample(step, sample.histograms(), {f"traces/{i}": t for i, t in enumerate(texts)})
+                alarms.check(writer.last)
                 guard.check(writer.last)
                 evaluated = False
             if config.evaluation.every and step % config.evaluation.every == 0 and not evaluated:
@@ -110,6 +124,7 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
             stopping = stop.is_asked()
             if stopping or step == config.steps or (every and step % every == 0):
                 writer.flush(sync=True)
+                alarms.check(writer.last)
                 guard.check(writer.last)
                 if step > first:
                     extra = {"data": batches.get_state(), "metrics": writer.last} | _origin(config)
@@ -145,17 +160,20 @@ def _rows_of(config: TrainConfig, setup: Setup, step: int) -> list[str]:
     return setup.train.where(step, config.rollout.prompts, config.seed)
 
 
-def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: int) -> tuple[TrainState, dict]:
+def _step(
+    config, setup: Setup, optimizer, state: TrainState, batch_rows, step: int
+) -> tuple[TrainState, dict, traces.Sample | None]:
     """One step of either objective; all randomness follows from the step's number."""
     rng = jax.random.fold_in(jax.random.key(config.seed), step)
     if config.objective == "nrt":
-        state, learner_batch, metrics = _rollout(config, setup, state, batch_rows, rng)
+        state, learner_batch, outcome = _rollout(config, setup, state, batch_rows, rng)
+        metrics = describe(outcome)
     else:
         with_trace, longest = config.objective == "sft_with_trace", setup.max_length
         learner_batch = parallel.gather_rows(
             from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace, max_length=longest)
         )
-        metrics = {}
+        metrics, outcome = {}, None
     padding_shares, skipped = [], []
     for i, lengths in enumerate(read_lengths(learner_batch).split(config.updates_per_step)):
         state, losses = update(
@@ -177,10 +195,13 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
     metrics["padding_share"] = sum(padding_shares) / len(padding_shares)
     metrics["skipped_updates"] = sum(skipped)
     state = follow(config.reference, state, step + 1)
-    return state.replace(step=state.step + 1), losses | metrics
+    sample = None
+    if outcome is not None and traces.is_due(config.report, step + 1):
+        sample = traces.fetch_sample(step + 1, learner_batch, outcome)
+    return state.replace(step=state.step + 1), losses | metrics, sample
 
 
-def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainState, LearnerBatch, dict]:
+def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainState, LearnerBatch, Outcome]:
     answer_length = config.rollout.max_answer_length or setup.train.longest_answer
     learner_batch, outcome = collect(
         setup.model,
@@ -202,7 +223,7 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainS
         max_trace_length=config.rollout.max_trace_length,
         has_opening=bool(setup.trace_format.opening),
     )
-    return state.replace(reward_std=outcome.reward_std), learner_batch, describe(outcome)
+    return state.replace(reward_std=outcome.reward_std), learner_batch, outcome
 
 
 def state_parts(config: TrainConfig) -> dict[str, bool]:
@@ -270,6 +291,7 @@ def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, 
         "jax": jax.__version__,
     }
     parallel.first(run_folder.write_json, folder / "summary.json", summary)
+    parallel.first(write_report, [folder], folder / REPORT_FILE)
     return summary
 
 
