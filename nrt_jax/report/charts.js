@@ -15,7 +15,7 @@ const TITLES = {
   reference_kl: ["KL to the reference", ""],
   sampler_trainer_kl: ["KL of sampler and trainer", "numerics alone"],
 };
-const WIDTH = 340, HEIGHT = 190, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 22;
+const WIDTH = 340, HEIGHT = 190, LEFT = 46, RIGHT = 14, TOP = 8, BOTTOM = 22;
 const STEPS = [...new Set(RUNS.flatMap((run) => run.steps))].sort((a, b) => a - b);
 const charts = [];
 

@@ -9,7 +9,7 @@ function build(node, attributes, children) {
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== undefined && value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
   }
-  for (const child of children.flat()) if (child !== null) node.append(child);
+  for (const child of children.flat(Infinity)) if (child !== null) node.append(child);
   return node;
 }
 const el = (tag, attributes, ...children) => build(document.createElement(tag), attributes, children);
@@ -22,7 +22,7 @@ function format(value) {
   if (typeof value !== "number") return String(value);
   if (Number.isInteger(value) && Math.abs(value) < 1e7) return value.toLocaleString("en").replace("-", "−");
   const size = Math.abs(value);
-  const text = size >= 1e5 || size < 1e-4 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  const text = size >= 1e5 || size < 1e-4 ? value.toExponential(2).replace(/\.?0+e/, "e") : String(Number(value.toPrecision(4)));
   return text.replace(/-/g, "−");
 }
 const signed = (value) => (value > 0 ? "+" : "") + format(value);
