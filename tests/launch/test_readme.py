@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from launch import chains, cli, convert, generate, merge, plan, score, train
+from launch import chains, cli, convert, generate, merge, plan, report, score, train
 from launch.ablate import AblationConfig
 from launch.prepare import PrepareConfig
 from launch.pretrain import PretrainConfig
@@ -29,6 +29,7 @@ CONFIGS = {
     "chains": (chains.ChainsConfig, None),
     "merge": (merge.MergeConfig, None),
     "plan": (plan.PlanConfig, None),
+    "report": (report.ReportConfig, None),
 }
 
 

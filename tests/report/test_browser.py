@@ -99,7 +99,7 @@ def test_tokens_are_coloured_and_read_by_hover_and_by_keyboard(open_page):
     assert article.locator(".tokens-readout").inner_text() == expected
     tokens.nth(2).focus()
     page.keyboard.press("ArrowLeft")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')").endswith("difference −0.3")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").endswith("difference \N{MINUS SIGN}0.3")
     page.keyboard.press("End")
     assert page.evaluate("document.activeElement.textContent") == "<eos>"
     article.get_by_text("Numbers of all tokens").first.click()

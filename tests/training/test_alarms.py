@@ -28,7 +28,7 @@ def test_the_embedded_run_raises_none():
     records = curve(**columns)
     assert len(records) == 100 and records[-1]["entropy"] < 0.01 and records[-1]["equal_group_share"] > 0.8
     assert names(records) == []
-    assert names(curve(**columns | {"answer_prob": [0.1] * 100})) == ["equal_rewards", "entropy_collapse"]
+    assert names(curve(**columns | {"answer_prob": [0.1] * 100})) == ["entropy_collapse", "equal_rewards"]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ def test_run_folder_holds_config_metrics_checkpoints_answers_and_export(config, 
     folder, _, _ = finished
     names = {path.name for path in folder.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "hf", "tensorboard",
-                     "answers_before.jsonl", "answers_after.jsonl", "traces.jsonl", "environment.jsonl", "report.html"}  # fmt: skip
+                     "answers_before.jsonl", "answers_after.jsonl", "traces.jsonl", "environment.jsonl",
+                     "report.html"}  # fmt: skip
     assert json.loads((folder / "config.json").read_text())["rollout"]["group_size"] == 2
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (folder / "hf").iterdir()}
 
