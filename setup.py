@@ -40,6 +40,8 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "cuda13": ["jax[cuda13]>=0.10.2"],
     "math": ["math-verify>=0.9.0"],
+    # The report's page is tested in headless Chromium, which is installed apart; else it is skipped.
+    "browser": ["playwright>=1.65.2"],
     # Plots of the pages, and the site that they are (mkdocs.yml).
     "docs": ["latex2mathml>=3.81.1", "matplotlib>=3.11.2", "mkdocs-material>=9.8.1", "mkdocstrings[python]>=1.0.8"],
 }
@@ -53,7 +55,10 @@ setup(
     packages=find_namespace_packages(
         include=["nrt_jax*", "launch*", "configs*"], exclude=["nrt_jax.assets*", "configs.models"]
     ),
-    package_data={"nrt_jax": ["assets/**"], "configs": ["models/*.json"]},
+    package_data={
+        "nrt_jax": ["assets/**", "report/*.html", "report/*.css", "report/*.js"],
+        "configs": ["models/*.json"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

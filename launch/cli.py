@@ -5,7 +5,8 @@
 The config is a frozen dataclass, nested as the command needs. A config file is Python with a function
 `get_config()` that returns one. Each field is a flag of its dotted name, with dashes or underscores; tyro
 converts the values and prints the help. Fields of type `tyro.conf.Positional[...]` are given before all flags, without
-their names. Where a flag's name is a word of Python's, such as lambda, the field has an underscore at its end.
+their names; the last of them may be a tuple, and takes several words. Where a flag's name is a word of Python's, such
+as lambda, the field has an underscore at its end.
 """
 
 import contextlib
@@ -142,17 +143,22 @@ def load_config(name: str, config_type: type[ConfigT]) -> ConfigT:
     return config
 
 
-def _positionals(config_type: type) -> list[str]:
-    """The names of the fields that are given without their names, in order."""
+def _positionals(config_type: type) -> dict[str, bool]:
+    """The fields that are given without their names, in order, and whether each takes several words."""
     hints = typing.get_type_hints(config_type, include_extras=True)
     marker = typing.get_args(tyro.conf.Positional[str])[1]
-    return [name for name, hint in hints.items() if marker in getattr(hint, "__metadata__", ())]
+    return {
+        name: typing.get_origin(typing.get_args(hint)[0]) is tuple
+        for name, hint in hints.items()
+        if marker in getattr(hint, "__metadata__", ())
+    }
 
 
-def _split(args: Sequence[str], positionals: Sequence[str] = ()) -> tuple[dict[str, list[str]], bool]:
+def _split(args: Sequence[str], positionals: Mapping[str, bool] | None = None) -> tuple[dict[str, list[str]], bool]:
     """Splits a command line into each field's words, the last ones winning, and whether help is wanted."""
     flags: dict[str, list[str]] = {}
     values: list[str] | None = None
+    positionals = positionals or {}
     names = iter(positionals)
     for token in args:
         if token in ("-h", "--help"):
@@ -163,6 +169,7 @@ def _split(args: Sequence[str], positionals: Sequence[str] = ()) -> tuple[dict[s
             values = flags[name + "_" * keyword.iskeyword(name)] = [value] if equals else []
         elif values is None and (name := next(names, None)):
             flags[name] = [token]
+            values = flags[name] if positionals[name] else None
         elif values is None:
             raise UserError(f"unexpected argument {token!r}; fields are set with --FIELD VALUE")
         else:

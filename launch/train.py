@@ -47,7 +47,7 @@ def main(config: TrainConfig) -> None:
         f"{summary['accuracy_empty_trace_after']:.3f}) in {summary['seconds']:.0f} s, "
         f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB\n"
         f"written to {folder}: hf/ (load it with transformers){', adapter/ (with peft)' if config.lora.rank else ''}, "
-        "model/, checkpoints/, metrics.jsonl, summary.json, "
+        "report.html (open it in a browser), model/, checkpoints/, metrics.jsonl, summary.json, "
         "answers_before.jsonl, answers_after.jsonl, tensorboard/"
     )
 

@@ -13,7 +13,7 @@ from nrt_jax.data.rows import DataConfig
 from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.hf.tokenizer_training import train_tokenizer
 from nrt_jax.models import Model, ModelConfig
-from nrt_jax.training.config import CheckpointConfig, RolloutConfig, TrainConfig
+from nrt_jax.training.config import CheckpointConfig, ReportConfig, RolloutConfig, TrainConfig
 from nrt_jax.training.metrics import read_metrics
 from nrt_jax.training.optimizer import OptimizerConfig
 
@@ -71,6 +71,7 @@ def write_config(folder: pathlib.Path) -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=1e-2),
         evaluation=EvaluationConfig(questions=4, batch_size=4, every=2, examples=1),
         checkpoint=CheckpointConfig(every=1),
+        report=ReportConfig(every=4),
     )
 
 

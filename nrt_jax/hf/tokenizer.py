@@ -51,6 +51,22 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
         ) from error
 
 
+def token_texts(tokenizer: "Tokenizer", ids: Sequence[int]) -> list[str]:
+    """The part of the text that each token adds; joined, they are the text.
+
+    A character that several tokens share is the last one's. What a token adds is found by decoding it behind the one
+    before, since tokenizers in the layout of SentencePiece drop the space before a first word.
+    """
+    texts, before, start = [], 0, 0  # Tokens from `start` on are not spelt yet; they are decoded from `before` on.
+    for end in range(1, len(ids) + 1):
+        known, text = (tokenizer.decode(ids[before:stop], skip_special_tokens=False) for stop in (start, end))
+        is_partial = text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids)
+        texts.append("" if is_partial else text[len(known) :])
+        if not is_partial:
+            before, start = start, end
+    return texts
+
+
 def is_panic(error: BaseException) -> bool:
     """Whether the tokenizers library gave up on what it was given; what it raises then is no Exception."""
     return type(error).__name__ == "PanicException"

@@ -2,7 +2,7 @@
 
 from nrt_jax.parallel.devices import use_devices
 from nrt_jax.parallel.distributed import DistributedConfig, first, share, start
-from nrt_jax.parallel.exchange import fetch, gather_rows, pad_alike, put
+from nrt_jax.parallel.exchange import fetch, fetch_alike, gather_rows, pad_alike, put
 from nrt_jax.parallel.mesh import Layout, MeshConfig
 from nrt_jax.parallel.rules import (
     beside,
@@ -25,6 +25,7 @@ __all__ = [
     "constrain_tree",
     "ends_together",
     "fetch",
+    "fetch_alike",
     "first",
     "gather_rows",
     "num_shards",

@@ -59,6 +59,13 @@ def _put(x: Any, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
+def fetch_alike(tree: Any) -> Any:
+    """Arrays of a mesh as host arrays, in all processes, which call this together."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def fetch(params: Any) -> Any:
     """Arrays of a mesh as host arrays, in the first process; None for each elsewhere. One layer moves at a time."""
     if jax.process_count() == 1:

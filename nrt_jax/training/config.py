@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import math
 from typing import Literal
 
@@ -146,6 +147,22 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """What a person sees of the run.
+
+    Attributes:
+        every: Steps between samples of the traces, in `traces.jsonl` and TensorBoard; 0 for none. The first step's are
+            always among them.
+        groups: Questions of each sample, with all traces.
+        wandb: Project of Weights & Biases to which the metrics go, too; empty for none.
+    """
+
+    every: int = 10
+    groups: int = 2
+    wandb: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
@@ -188,6 +205,7 @@ class TrainConfig:
         optimizer: AdamW.
         evaluation: Evaluation on held-out questions.
         checkpoint: Saving.
+        report: What a person sees of it.
     """
 
     model: str = "tiny"
@@ -220,6 +238,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    report: ReportConfig = ReportConfig()
 
     def validate(self) -> None:
         """Raises UserError for values that cannot work, before anything is loaded or written."""
@@ -273,6 +292,12 @@ class TrainConfig:
                 raise unknown_name("lora.targets", target, PROJECTIONS)
         _require(bool(self.lora.targets), "lora.targets", "()", "at least one of " + ", ".join(PROJECTIONS))
         self.dpo.validate()
+        _require(
+            not self.report.wandb or importlib.util.find_spec("wandb") is not None,
+            "report.wandb",
+            repr(self.report.wandb),
+            "the package wandb, which is not installed: pip install wandb",
+        )
         self.mesh.validate()
         self.distributed.validate()
         _require(
@@ -431,6 +456,8 @@ _NOT_NEGATIVE = (
     "judge.seed",
     "checkpoint.every",
     "checkpoint.best",
+    "report.every",
+    "report.groups",
 )
 
 

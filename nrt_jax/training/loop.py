@@ -15,7 +15,10 @@ import jax
 from nrt_jax import checkpoints, hf, parallel
 from nrt_jax.errors import Stopped
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
+from nrt_jax.report import REPORT_FILE, write_report
+from nrt_jax.training import environment, traces, wandb_run
 from nrt_jax.training import workdir as run_folder
+from nrt_jax.training.alarms import AlarmFile
 from nrt_jax.training.checkpoint import Checkpointer
 from nrt_jax.training.collect import collect
 from nrt_jax.training.config import TrainConfig
@@ -31,7 +34,7 @@ from nrt_jax.training.scorer import Scorer
 from nrt_jax.training.setup import Setup
 from nrt_jax.training.signals import StopRequest
 from nrt_jax.training.state import TrainState, abstract_state, create_state
-from nrt_jax.training.step import describe, sampling_config
+from nrt_jax.training.step import Outcome, describe, sampling_config
 from nrt_jax.training.update import read_lengths, update
 
 #: What a resumed run may change: how long it goes on, how often it reports and saves, and on which devices.
@@ -44,6 +47,7 @@ MAY_CHANGE = (
     "dataset.workers",
     "mesh",
     "distributed",
+    "report",
 )
 _SUPERVISED = ("loss", "accuracy", "gradient_norm")
 #: The metrics of the progress line.
@@ -105,13 +109,23 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
         state, extra = _restore(config, setup, optimizer, checkpointer, batches, log) if resumed else (None, {})
         state = state or create_state(setup.params, optimizer, **state_parts(config))
         first = int(state.step)
+        start = parallel.first(environment.append, folder, first)
+        if config.report.wandb and jax.process_index() == 0:
+            writer.wandb = wandb_run.open_run(config.report.wandb, folder, to_dict(config), start["time"])
         earlier = writer.resume(first, extra.get("metrics"))
+        trace_file = traces.TraceFile(folder, setup.tokenizer, config.report.groups, first)
+        alarms = AlarmFile(folder, log, earlier)
         guard = SkippedUpdates(folder, config.max_skipped, functools.partial(_rows_of, config, setup), earlier)
         evaluated = first == 0 or "accuracy" in extra.get("metrics", {})
         for step in range(first, config.steps + 1):  # Steps that are done.
             if step > first:
-                state, metrics = _step(config, setup, optimizer, state, next(batches), step - 1)
+                rows = next(batches)
+                state, metrics, sample = _step(config, setup, optimizer, state, rows, step - 1)
                 writer.write(step, metrics | {"compiled_programs": compiled.count})
+                if sample:
+                    texts = map(traces.as_text, trace_file.write(rows, sample))
+                    writer.write_sample(step, sample.histograms(), {f"traces/{i}": t for i, t in enumerate(texts)})
+                alarms.check(writer.last)
                 guard.check(writer.last)
                 evaluated = False
             if config.evaluation.every and step % config.evaluation.every == 0 and not evaluated:
@@ -120,6 +134,7 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
             stopping = stop.is_asked()
             if stopping or step == config.steps or (every and step % every == 0):
                 writer.flush(sync=True)
+                alarms.check(writer.last)
                 guard.check(writer.last)
                 if step > first:
                     extra = {"data": batches.get_state(), "metrics": writer.last} | _origin(config)
@@ -155,20 +170,21 @@ def _rows_of(config: TrainConfig, setup: Setup, step: int) -> list[str]:
     return setup.train.where(step, config.rollout.prompts, config.seed)
 
 
-def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: int) -> tuple[TrainState, dict]:
+def _step(
+    config, setup: Setup, optimizer, state: TrainState, batch_rows, step: int
+) -> tuple[TrainState, dict, traces.Sample | None]:
     """One step of any objective; all randomness follows from the step's number."""
-    rng = jax.random.fold_in(jax.random.key(config.seed), step)
+    rng, outcome, metrics = jax.random.fold_in(jax.random.key(config.seed), step), None, {}
     if config.objective == "nrt":
-        state, learner_batch, metrics = _rollout(config, setup, state, batch_rows, rng)
+        state, learner_batch, outcome, metrics = _rollout(config, setup, state, batch_rows, rng)
     elif config.objective == "dpo":
         learner_batch = setup.pair_reference.batch(setup.encoder, batch_rows, setup.max_length)
-        learner_batch, metrics = parallel.gather_rows(learner_batch), {}
+        learner_batch = parallel.gather_rows(learner_batch)
     else:
         with_trace, longest = config.objective == "sft_with_trace", setup.max_length
         learner_batch = parallel.gather_rows(
             from_demonstrations(setup.encoder, batch_rows, with_trace=with_trace, max_length=longest)
         )
-        metrics = {}
     padding_shares, skipped = [], []
     for i, lengths in enumerate(read_lengths(learner_batch).split(config.updates_per_step)):
         state, losses = update(
@@ -185,17 +201,19 @@ def _step(config, setup: Setup, optimizer, state: TrainState, batch_rows, step: 
         )
         padding_shares.append(losses["padding_share"])
         skipped.append(losses["skipped_updates"])
-        if (
-            i == 0 and config.objective != "dpo"
-        ):  # Before any update the learner is the sampler: what differs is numerics alone.
+        if i == 0 and config.objective != "dpo":
+            # Before any update the learner is the sampler: what differs is numerics alone.
             metrics["sampler_trainer_kl"] = losses["approximate_kl"]
     metrics["padding_share"] = sum(padding_shares) / len(padding_shares)
     metrics["skipped_updates"] = sum(skipped)
     state = follow(config.reference, state, step + 1)
-    return state.replace(step=state.step + 1), losses | metrics
+    sample = None
+    if outcome is not None and traces.is_due(config.report, step + 1):
+        sample = traces.fetch_sample(step + 1, learner_batch, outcome)
+    return state.replace(step=state.step + 1), losses | metrics, sample
 
 
-def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainState, LearnerBatch, dict]:
+def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainState, LearnerBatch, Outcome, dict]:
     answer_length = config.rollout.max_answer_length or setup.train.longest_answer
     copies = setup.copies(state.params)
     scorer = Scorer.of(config, setup, rows, copies, state)
@@ -219,11 +237,8 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainS
         max_trace_length=config.rollout.max_trace_length,
         has_opening=bool(setup.trace_format.opening),
     )
-    return (
-        state.replace(reward_std=outcome.reward_std),
-        learner_batch,
-        describe(outcome) | (scorer.metrics if scorer else {}),
-    )
+    metrics = describe(outcome) | (scorer.metrics if scorer else {})
+    return state.replace(reward_std=outcome.reward_std), learner_batch, outcome, metrics
 
 
 def state_parts(config: TrainConfig) -> dict[str, bool]:
@@ -281,6 +296,7 @@ def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, 
         "jax": jax.__version__,
     }
     parallel.first(run_folder.write_json, folder / "summary.json", summary)
+    parallel.first(write_report, [folder], folder / REPORT_FILE)
     return summary
 
 

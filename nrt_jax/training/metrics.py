@@ -4,6 +4,7 @@ A record is fetched from the device one step late: `write` only starts the copy 
 step's `write` (or `flush`) converts it. The host thus runs ahead and the device never waits for it.
 """
 
+import collections
 import json
 import math
 import os
@@ -23,6 +24,16 @@ from nrt_jax.errors import UserError
 from nrt_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLED_TOKENS = "sampled_tokens"  # The metric that tokens/s counts.
+PACE_STEPS = 20  # Steps over which it does.
+#: What the progress line calls metrics, which a terminal has little room for.
+LABELS = {
+    "reward_gain": "gain",
+    "answer_prob": "p(answer)",
+    "trace_length": "length",
+    "empty_trace_share": "empty",
+    "gradient_norm": "|gradient|",
+}
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # Recorded once a program, whether or not the cache had it.
 
 
@@ -38,6 +49,7 @@ class MetricsWriter:
     Attributes:
         path: the file of records.
         last: the last record that was written, or None.
+        wandb: a run of Weights & Biases that gets the numbers, too, and is finished with this writer; or None.
     """
 
     def __init__(
@@ -60,6 +72,7 @@ class MetricsWriter:
         """
         self.path = pathlib.Path(workdir) / METRICS_FILE
         self.last: dict[str, Any] | None = None
+        self.wandb: Any = None
         self._started = time.time()
         self._tensorboard_folder = pathlib.Path(workdir) / "tensorboard"
         self._tensorboard: EventFile | None = None
@@ -99,10 +112,23 @@ class MetricsWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.last, allow_nan=False) + "\n")
+        self._events().write(step, now, numbers)
+        if self.wandb is not None:
+            self.wandb.log(numbers, step=step)
+        self._progress.update(step, max(now, self._started), numbers)
+
+    def write_sample(self, step: int, histograms: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+        """Takes values of a step to be counted, and texts in Markdown; both are for TensorBoard alone.
+
+        Those of the step at which a run is resumed are lost there: it hides what was logged from that step on.
+        """
+        if self._writes:
+            self._events().write_sample(step, histograms, texts)
+
+    def _events(self) -> EventFile:
         if self._tensorboard is None:
             self._tensorboard = EventFile(self._tensorboard_folder, self._purge_step)
-        self._tensorboard.write(step, now, numbers)
-        self._progress.update(step, max(now, self._started), numbers)
+        return self._tensorboard
 
     def resume(self, step: int, record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         """Goes on after `step`: later records are dropped, and a last line that a crash left half written.
@@ -128,6 +154,8 @@ class MetricsWriter:
         self.flush()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
         if self._progress is not None:
             self._progress.close()
 
@@ -184,6 +212,7 @@ class Progress:
         self._first: tuple[int, float] | None = None
         self._last_line = -math.inf
         self._shown: dict[str, float] = {}
+        self._pace: collections.deque[tuple[float, float]] = collections.deque(maxlen=PACE_STEPS)
         self._bar: rich.progress.Progress | None = None
 
     def update(self, step: int, now: float, numbers: Mapping[str, float]) -> None:
@@ -196,6 +225,8 @@ class Progress:
         """
         self._first = self._first or (step, now)
         self._shown |= {name: numbers[name] for name in self._show if name in numbers}
+        if SAMPLED_TOKENS in numbers:
+            self._pace.append((now, numbers[SAMPLED_TOKENS]))
         if self._stream.isatty():
             self._update_bar(step, now)
         elif now - self._last_line >= self._interval or step == self._total:
@@ -203,10 +234,10 @@ class Progress:
             print(f"step {self.line(step, now)}", file=self._stream, flush=True)
 
     def line(self, step: int, now: float) -> str:
-        """Returns such as `30/50  reward 0.412  accuracy 0.75  1:05 left`."""
-        metrics = [f"{name} {self._shown[name]:.4g}" for name in self._show if name in self._shown]
+        """Returns such as `30/50  reward 0.412  accuracy 0.75  5,120 tokens/s  1:05 left`."""
+        metrics = [f"{LABELS.get(name, name)} {self._shown[name]:.4g}" for name in self._show if name in self._shown]
         count = str(step) if self._total is None else f"{step}/{self._total}"
-        return "  ".join([count, *metrics, *self._time_left(step, now)])
+        return "  ".join([count, *metrics, *self._tokens_per_second(), *self._time_left(step, now)])
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
@@ -220,6 +251,13 @@ class Progress:
             self._bar.add_task("", total=self._total)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=step, description=f"step {self.line(step, now)}")
+
+    def _tokens_per_second(self) -> list[str]:
+        """Of the last steps, everything that a step does included; the first one's tokens came before the clock."""
+        if len(self._pace) < 2 or self._pace[-1][0] <= self._pace[0][0]:
+            return []
+        tokens = sum(num for _, num in list(self._pace)[1:])
+        return [f"{tokens / (self._pace[-1][0] - self._pace[0][0]):,.0f} tokens/s"]
 
     def _time_left(self, step: int, now: float) -> list[str]:
         first_step, first_time = self._first

@@ -71,6 +71,7 @@ class Outcome:
         num_sampled: [P, K] int32, tokens, stop tokens included.
         entropy: [P, K] sum over these, in nats.
         matched: [P, K] bool, the policy wrote the delimiter itself.
+        finished: [P, K] bool, what was sampled ended with a stop token, not at a limit.
     """
 
     rewards: dict[str, jax.Array]
@@ -85,6 +86,7 @@ class Outcome:
     num_sampled: jax.Array
     entropy: jax.Array
     matched: jax.Array
+    finished: jax.Array
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -250,6 +252,7 @@ def reward_rollout(
         num_sampled=jnp.sum(is_own, -1),
         entropy=jnp.sum(sampled.entropy, -1, where=is_own),
         matched=rollout.matched(batch.reference.delimiter),
+        finished=sampled.finished,
     )
     return learner_batch, outcome
 
@@ -347,6 +350,7 @@ def describe(outcome: Outcome) -> dict[str, jax.Array]:
         "trace_length": jnp.mean(o.trace_length.astype(jnp.float32)),
         "empty_trace_share": jnp.mean(o.trace_length == 0),
         "matched_share": jnp.mean(o.matched),
+        "truncated_share": jnp.mean(~o.finished),
         "equal_group_share": jnp.mean(jnp.all(o.advantage == 0, -1)),
         "sampled_tokens": sampled,
     }

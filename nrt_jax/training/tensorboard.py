@@ -8,9 +8,11 @@ import pathlib
 import time
 from collections.abc import Mapping
 
+import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import histogram, text
 
 
 class EventFile:
@@ -29,6 +31,14 @@ class EventFile:
         """Writes a step's numbers, and hands them to the operating system."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         self._writer.write_event(Event(wall_time=now, step=step, summary=Summary(value=values)))
+        self._writer.flush()
+
+    def write_sample(self, step: int, histograms: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+        """Writes values to be counted, and texts in Markdown, and hands them to the operating system."""
+        summaries = [histogram(name, values, bins=30) for name, values in histograms.items() if values.size]
+        summaries += [text(name, value) for name, value in texts.items()]
+        for summary in summaries:
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
         self._writer.flush()
 
     def close(self) -> None:

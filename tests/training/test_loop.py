@@ -53,7 +53,8 @@ def test_run_folder_holds_config_metrics_checkpoints_answers_and_export(config, 
     folder, _, _ = finished
     names = {path.name for path in folder.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "model", "hf", "tensorboard",
-                     "answers_before.jsonl", "answers_after.jsonl"}  # fmt: skip
+                     "answers_before.jsonl", "answers_after.jsonl", "traces.jsonl", "environment.jsonl",
+                     "report.html"}  # fmt: skip
     assert json.loads((folder / "config.json").read_text())["rollout"]["group_size"] == 2
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (folder / "hf").iterdir()}
 
@@ -65,6 +66,35 @@ def test_each_step_is_recorded_once_with_finite_numbers_and_evaluated_when_asked
     assert [("accuracy" in record) for record in found] == [False, True, False]
     for name in ("reward", "entropy", "trace_length", "empty_trace_share", "loss", "gradient_norm"):
         assert all(name in record for record in found), name
+
+
+def test_kept_traces_are_those_of_the_step(config, finished):
+    """Of the first step, which is always kept: groups of K, advantages and rewards in one order, y*'s own tokens."""
+    folder, _, _ = finished
+    groups = [json.loads(line) for line in (folder / "traces.jsonl").read_text().splitlines()]
+    assert [group["step"] for group in groups] == [1, 1]
+    known = {e.question: e.answer for e in examples(12)}
+    for group in groups:
+        assert group["reference"] == known[group["question"]]
+        assert "".join(group["reference_tokens"]).startswith(group["reference"])
+        num = len(group["reference_tokens"])
+        assert len(group["base_log_probs"]) == num and max(group["base_log_probs"]) <= 0
+        assert len(group["traces"]) == config.rollout.group_size
+        for name in ("advantage", "reward"):
+            values = [trace[name] for trace in group["traces"]]
+            assert values == sorted(values, reverse=True)
+        for trace in group["traces"]:
+            assert len(trace["log_probs"]) == num and trace["tokens"] <= config.rollout.max_trace_length
+            likelier = sum(np.exp(trace["log_probs"]) - np.exp(group["base_log_probs"]))
+            assert np.isfinite(likelier) and trace["finished"] in (True, False)
+
+
+def test_the_report_says_what_the_folder_holds(finished):
+    folder, _, _ = finished
+    text = (folder / "report.html").read_text()
+    assert f'"name": "{folder.name}"' in text and "answers_unlearned" not in text
+    start = json.loads((folder / "environment.jsonl").read_text())
+    assert start["step"] == 0 and start["jax"] == jax.__version__ and start["code"] in text
 
 
 def test_padding_and_programs_are_logged(finished):
@@ -134,7 +164,7 @@ def uninterrupted(config, tmp_path_factory):
 def assert_same_run(config, folder, other):
     chex.assert_trees_all_equal(final_state(config, folder), final_state(config, other))
     assert records(folder) == records(other)
-    for name in ("answers_before.jsonl", "answers_after.jsonl"):
+    for name in ("answers_before.jsonl", "answers_after.jsonl", "traces.jsonl"):
         assert (folder / name).read_text() == (other / name).read_text()
 
 

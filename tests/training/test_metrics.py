@@ -1,6 +1,8 @@
 import io
 import json
 import math
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 from nrt_jax.errors import UserError
 from nrt_jax.training.metrics import CompilationCounter, MetricsWriter, Progress, read_metrics
+from nrt_jax.training.wandb_run import open_run
 from tests.fixtures_run import curves, events
 
 
@@ -136,6 +139,49 @@ def test_progress_names_step_metrics_and_time_left_without_counting_compilation(
         "step 11/50  reward 0.4123  accuracy 0.25  1:18 left",
         "step 50/50  reward 1  accuracy 0.25  0:00 left",
     ]
+
+
+def test_progress_shows_tokens_a_second_of_the_last_steps():
+    progress = Progress(total_steps=None, show=(), interval=0, stream=io.StringIO())
+    for step, now, tokens in ((1, 100.0, 999), (2, 101.0, 3000), (3, 104.0, 5000)):
+        progress.update(step, now, {"sampled_tokens": tokens})
+    assert progress.line(3, 104.0) == "3  2,000 tokens/s"
+
+
+def test_histograms_and_texts_reach_tensorboard(tmp_path):
+    with writer(tmp_path) as metrics:
+        metrics.write_sample(3, {"gain": np.array([0.0, 0.5, 1.0])}, {"traces/0": "    <b>text"})
+        metrics.write_sample(4, {"gain": np.array([])}, {})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    counted, text = [(e.step, v) for e in events(file.read_bytes()) for v in e.summary.value]
+    assert counted[0] == 3 and counted[1].histo.num == 3 and sum(counted[1].histo.bucket) == 3
+    assert text[1].metadata.plugin_data.plugin_name == "text" and text[1].tensor.string_val == [b"    <b>text"]
+
+
+def test_weights_and_biases_gets_the_numbers_of_each_step_and_is_finished(tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        def log(self, numbers, step):
+            calls.append((step, numbers))
+
+        def finish(self):
+            calls.append("finished")
+
+    def init(**options):
+        calls.append(options)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for started in (1.0, 1.0, 2.0):
+        with writer(tmp_path) as metrics:
+            metrics.wandb = open_run("project", tmp_path, {"steps": 2}, started)
+            metrics.write(1, {"loss": 0.5})
+    first, *_ = calls
+    assert first["project"] == "project" and first["config"] == {"steps": 2} and first["resume"] == "allow"
+    assert calls[1:3] == [(1, {"loss": 0.5}), "finished"]
+    ids = [call["id"] for call in calls if isinstance(call, dict)]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_progress_without_an_end_shows_no_time_left():
