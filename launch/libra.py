@@ -5,7 +5,7 @@ python -m launch.libra --seeds 0 --output runs/libra0             a part of it
 
 Stages, each in a folder or a file of its own: a base that knows judging (or --base), judging tasks from its answers and
 other models', rejection sampling, SFT, GRPO, a test of all three judges, and a policy trained with the last judge on
-questions without labels, beside one trained with NRT on labels.
+questions without labels, beside those trained on labels with a verifier in its place, and with NRT.
 """
 
 import dataclasses
@@ -147,13 +147,17 @@ def _measure(config: LibraConfig, checkpoint: str, tasks: Path, path: Path) -> N
 def _policies(config: LibraConfig, judge: str, seed: int) -> dict[str, TrainConfig]:
     """The same policy, questions and sampling; with the judge it never sees a label."""
     run = dataclasses.replace(config.policy, data=(config.data,), seed=seed)
-    judged = dataclasses.replace(
-        run,
-        reward=dataclasses.replace(run.reward, intrinsic=0.0, judge=1.0),
-        judge=dataclasses.replace(config.judge, model=judge, thoughts=1),
-        advantage=dataclasses.replace(run.advantage, clip="none"),
-    )
-    return {"with_judge": judged, "with_nrt": run}
+    by_answer = dataclasses.replace(run, advantage=dataclasses.replace(run.advantage, clip="none"))
+    weights = {name: dataclasses.replace(run.reward, intrinsic=0.0, **{name: 1.0}) for name in ("judge", "verifiable")}
+    return {
+        "with_judge": dataclasses.replace(
+            by_answer,
+            reward=weights["judge"],
+            judge=dataclasses.replace(config.judge, model=judge, thoughts=1),
+        ),
+        "with_verifier": dataclasses.replace(by_answer, reward=weights["verifiable"]),
+        "with_nrt": run,
+    }
 
 
 def _train(run: TrainConfig, folder: Path) -> dict[str, Any]:

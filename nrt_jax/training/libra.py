@@ -13,7 +13,11 @@ from nrt_jax.training.pretrain import PretrainConfig
 
 #: Judges that are measured, and policies that are trained, by the name of their folder -> heading in the tables.
 JUDGES = {"base": "base", "sft": "after SFT", "grpo": "after SFT and GRPO"}
-POLICIES = {"with_judge": "judge, unlabelled questions", "with_nrt": "NRT, labelled questions"}
+POLICIES = {
+    "with_judge": "judge, unlabelled questions",
+    "with_verifier": "verifier, labelled questions",
+    "with_nrt": "NRT, labelled questions",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class LibraConfig:
         judge: How judges are measured.
         sft: First stage.
         grpo: Second stage.
-        policy: The run whose policy learns from NRT or from the judge.
+        policy: The run whose policy learns from NRT, from the judge, or from a verifier in the judge's place.
     """
 
     output: str = "runs/libra"
