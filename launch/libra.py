@@ -23,6 +23,7 @@ from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.config_io import to_dict
 from nrt_jax.training.judged import load_judge
 from nrt_jax.training.libra import JUDGES, POLICIES, LibraConfig, measure, tables
+from nrt_jax.training.metrics import METRICS_FILE, read_metrics
 
 
 def main(config: LibraConfig) -> None:
@@ -161,7 +162,7 @@ def _policies(config: LibraConfig, judge: str, seed: int) -> dict[str, TrainConf
 
 
 def _train(run: TrainConfig, folder: Path) -> dict[str, Any]:
-    """The summary of a run, which is resumed, or only read where it is finished."""
+    """The summary of a run, which is resumed, or only read where it is finished; and its best accuracy."""
     path = folder / "summary.json"
     if path.exists():
         workdir.prepare(folder, to_dict(run))  # Refuses a run of another recipe.
@@ -169,7 +170,9 @@ def _train(run: TrainConfig, folder: Path) -> dict[str, Any]:
         summary = loop.train(run, setup.prepare(run), folder, log=lambda _: None)
         before, after = summary["accuracy_before"], summary["accuracy_after"]
         print(f"{folder}: accuracy {before:.3f} -> {after:.3f}, {summary['seconds']:.0f} s")
-    return json.loads(path.read_text(encoding="utf-8"))
+    on_the_way = [record["accuracy"] for record in read_metrics(folder / METRICS_FILE) if "accuracy" in record]
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return summary | {"accuracy_best": max([*on_the_way, summary["accuracy_after"]])}
 
 
 if __name__ == "__main__":

@@ -113,9 +113,9 @@ def tables(judges: Mapping[str, Sequence[Mapping]], policies: Mapping[str, Seque
     for name, rows in judges.items():
         cells = [_cell(row[key] for row in rows) for key in columns.values()]
         lines.append(f"| {JUDGES[name]} | {len(rows)} | {' | '.join(cells)} |")
-    lines += ["", "| policy trained with | seeds | accuracy before | accuracy after |", "|---|---|---|---|"]
+    lines += ["", "| policy trained with | seeds | accuracy before | highest | after |", "|---|---|---|---|---|"]
     for name, rows in policies.items():
-        cells = [_cell(row[key] for row in rows) for key in ("accuracy_before", "accuracy_after")]
+        cells = [_cell(row[key] for row in rows) for key in ("accuracy_before", "accuracy_best", "accuracy_after")]
         lines.append(f"| {POLICIES[name]} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
