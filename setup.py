@@ -44,6 +44,7 @@ EXTRAS = {
     "browser": ["playwright>=1.65.2"],
     # Plots of the pages, and the site that they are (mkdocs.yml).
     "docs": ["latex2mathml>=3.81.1", "matplotlib>=3.11.2", "mkdocs-material>=9.8.1", "mkdocstrings[python]>=1.0.8"],
+    "eval": ["lm-eval>=0.4.13"],  # launch.eval --lm-eval
 }
 
 setup(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -94,6 +94,8 @@ def complete(
     cache_dtype: str | None = None,
     seed: int,
     batch_size: int,
+    chunk_size: int = 128,
+    is_over: Callable[[np.ndarray], bool] | None = None,
 ) -> Iterator[dict[int, Completion]]:
     """Completes every prompt.
 
@@ -112,6 +114,8 @@ def complete(
         cache_dtype: Of keys and values, as in `SamplingConfig`.
         seed: Of the sampling.
         batch_size: Prompts decoded at once; when one is done, the next takes its seat.
+        chunk_size: Steps between two looks at which completions are done.
+        is_over: Ends completions that it finds over at such a look, as in `engine.stream`.
 
     Yields:
         Some completions, by index of the prompt.
@@ -123,6 +127,7 @@ def complete(
         max_new_tokens=max_new_tokens,
         cache_dtype=cache_dtype,
         max_rows=batch_size,
+        chunk_size=chunk_size,
     )
     rng = jax.random.key(seed)
     buckets = [bucket(len(prompt)) for prompt in prompts]
@@ -130,7 +135,7 @@ def complete(
         part = [i for i, prompts_bucket in enumerate(buckets) if prompts_bucket == size]
         tokens, mask = pad([prompts[i] for i in part])
         keys = _row_keys(rng, np.array([rows[i] for i in part], np.uint32))
-        for done in engine.stream(model, params, Prompts(tokens=tokens, mask=mask), keys, config):
+        for done in engine.stream(model, params, Prompts(tokens=tokens, mask=mask), keys, config, is_over):
             sampled = jax.device_get(_without_caches(done.rollout))
             yield {part[i]: _completion(*(x[row] for x in sampled)) for row, i in enumerate(done.prompts)}
 

@@ -5,7 +5,7 @@ from nrt_jax.rewards.intrinsic import AGGREGATIONS, Reward, aggregate, score_ref
 from nrt_jax.rewards.judge import Judge, JudgeConfig, Judgement
 from nrt_jax.rewards.rules import Rules
 from nrt_jax.rewards.shaping import ShapingConfig, punishment
-from nrt_jax.rewards.verifiable import VERIFIERS, Completion, VerifierConfig, get_verifier
+from nrt_jax.rewards.verifiable import VERIFIERS, Completion, VerifierConfig, get_verifier, vote
 
 __all__ = [
     "AGGREGATIONS",
@@ -25,4 +25,5 @@ __all__ = [
     "get_verifier",
     "punishment",
     "score_reference",
+    "vote",
 ]

@@ -193,6 +193,28 @@ def get_verifier(name: str) -> Verifier:
     return function
 
 
+def vote(name: str, answer: str) -> str | None:
+    """What answers are compared by in a majority vote: an answer as the verifier of that name simplifies it.
+
+    `math` votes by what `math-verify` reads, as SymPy writes it, so that 1/2 and 0.5 are two answers; tasks and
+    functions of one's own, which simplify nothing that others can see, by the text without spaces at its ends.
+
+    Returns:
+        None where the verifier would find nothing to compare.
+    """
+    if name == "normalised":
+        return normalise(answer)
+    if name == "number":
+        value = last_number(answer)
+        return None if value is None else str(value)
+    if name == "math":
+        import math_verify
+
+        parsed = _parse_math(math_verify.parse, answer)
+        return str(parsed[0]) if parsed else None
+    return answer.strip()
+
+
 def parse_completion(trace: str, answer: str | None, finished: bool, reserved: Sequence[str], tag: str) -> Completion:
     """Reads what stands around the delimiter.
 

@@ -16,7 +16,7 @@ times, and each pair of the two that occurs is one program.
 
 import collections
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import flax.struct
 import jax
@@ -73,7 +73,12 @@ def sample(
 
 
 def stream(
-    model: Model, params: Params | Sequence[Params], prompts: Prompts, rng: jax.Array, config: SamplingConfig
+    model: Model,
+    params: Params | Sequence[Params],
+    prompts: Prompts,
+    rng: jax.Array,
+    config: SamplingConfig,
+    is_over: Callable[[np.ndarray], bool] | None = None,
 ) -> Iterator[Part]:
     """Samples like `sample`, and hands out groups when all of their rows are done, in any order.
 
@@ -84,11 +89,15 @@ def stream(
         prompts: P prompts.
         rng: One key, from which rows derive theirs (`row_keys`), or [P, K] keys.
         config: How to sample; `max_rows` counts on each replica.
+        is_over: Asked after each chunk of a row that goes on, with the tokens [T] that it has so far: one that is over
+            ends there, as if it were at its limit.
     """
     queue = collections.deque(range(len(prompts.tokens)))
     copies = [params] if isinstance(params, Mapping) else params
     share = -(-len(queue) // len(copies))  # Prompts of a replica that takes no more than its part.
     runs = [_Run(model, copy, prompts, rng, config, queue, share) for copy in copies]
+    for run in runs:
+        run.is_over = is_over
     while runs:
         # The first whose chunk is over, or else the one that has been at it for longest: no replica waits for another.
         run = next((run for run in runs if run.is_ready()), runs[0])
@@ -138,6 +147,7 @@ class _Run:
         groups: What is in memory.
         rows: Those that are seated.
         shared: What they share.
+        is_over: As in `stream`.
     """
 
     def __init__(
@@ -161,7 +171,7 @@ class _Run:
         self.waiting = collections.deque()
         self.prompt, self.missing = np.full(self.num_places, -1), np.zeros(self.num_places, int)
         self.seated, self.first, self.slot = np.zeros(0, int), np.zeros(0, int), 0
-        self.groups = self.rows = self.shared = None
+        self.groups = self.rows = self.shared = self.is_over = None
 
     @_on_replica
     def _prepare(self) -> Weights:
@@ -176,6 +186,8 @@ class _Run:
         """Stores the rows that are done, if others can move then."""
         if self.rows is None:
             return
+        if self.is_over is not None:
+            self._end()
         done = np.asarray(self.rows.done)
         leaving = np.flatnonzero(done & (self.seated >= 0))
         num_running = done.size - np.count_nonzero(done)
@@ -188,6 +200,14 @@ class _Run:
         self.groups = _store(self.model, self.weights, self.groups, self.rows, *padded, count, self.config)
         np.subtract.at(self.missing, rows // self.config.group_size, 1)
         self.seated[leaving] = -1
+
+    def _end(self) -> None:
+        """Ends the rows that `is_over` finds over."""
+        rows = self.rows
+        tokens, first, length, done = map(np.array, (rows.record.token, rows.first, rows.length, rows.done))
+        for seat in np.flatnonzero(~done & (self.seated >= 0)):
+            done[seat] = self.is_over(tokens[first[seat] : first[seat] + length[seat], seat])
+        self.rows = rows.replace(done=jnp.asarray(done))
 
     def hand_out(self) -> Iterator[Part]:
         """Hands out complete groups and lets prompts take their places; in full batches, unless seats stay empty."""
