@@ -59,7 +59,13 @@ def test_results_equal_those_of_the_hf_model(folder, monkeypatch, tmp_path):
     found = {}
     for name, model in (("ours", model_of(folder)), ("theirs", theirs)):
         found[name] = adapter.run(
-            model, list(TASKS), include_path=str(folder), num_fewshot=None, limit=None, apply_chat_template=False
+            model,
+            list(TASKS),
+            include_path=str(folder),
+            num_fewshot=None,
+            limit=None,
+            apply_chat_template=False,
+            bootstrap_iters=0,
         )
     assert len(found["ours"].samples) == len(found["theirs"].samples) == 9
     for ours, other in zip(found["ours"].samples, found["theirs"].samples, strict=True):

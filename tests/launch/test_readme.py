@@ -19,7 +19,7 @@ from nrt_jax.training.config import TrainConfig
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = {"README.md": README} | {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-_BLOCK, _INLINE = re.compile(r"```(?:bash)?\n(.*?)```", re.DOTALL), re.compile(r"`(python -m launch\.[^`]*)`")
+_BLOCK, _INLINE = re.compile(r"```(?:bash)?\n(.*?)```", re.DOTALL), re.compile(r"`((?:python|pip) [^`]*)`")
 _SLURM = "srun --ntasks-per-node=1 "
 
 
@@ -29,7 +29,7 @@ def commands():
         lines = "\n".join(_BLOCK.findall(text)).replace("\\\n", " ").splitlines() + _INLINE.findall(text)
         for line in dict.fromkeys(lines):
             line = line.split(" #")[0].removeprefix(_SLURM).strip()
-            if line.startswith("python -m launch.") and "..." not in line:
+            if re.match(r"(python|pip) ", line) and "..." not in line:
                 yield pytest.param(line, id=f"{page}: {line}")
 
 
@@ -38,15 +38,53 @@ def config_of(command: str):
     _, _, module, *flags = shlex.split(command)
     module = importlib.import_module(module)
     (parameter,) = inspect.signature(module.main, eval_str=True).parameters.values()
-    default = re.search(r"cli\.run\(main, .*default_config=\"(\w+)\"", inspect.getsource(module))
-    return cli.parse(parameter.annotation, module.__name__, "", default_config=default and default[1], args=flags)
+    source = inspect.getsource(module)
+    default, implied = (
+        re.search(rf"cli\.run\(main, .*{name}=\"?([\w/]+)", source) for name in ("default_config", "implied")
+    )
+    how = {"default_config": default and default[1], "implied": implied and getattr(module, implied[1])}
+    return cli.parse(parameter.annotation, module.__name__, "", args=flags, **how)
 
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_accepted(command):
-    config = config_of(command)
-    if isinstance(config, TrainConfig):
-        config.validate()
+    """Ours parse and are valid as they stand; of others, what they name exists."""
+    words = shlex.split(command)
+    if words[0] == "pip":
+        for extra in re.findall(r"\[(.*)\]", command):
+            assert all(f'"{name}": [' in (ROOT / "setup.py").read_text() for name in extra.split(","))
+    elif words[1] != "-m":
+        assert (ROOT / words[1]).is_file()
+    elif words[2].startswith("launch."):
+        config = config_of(command)
+        if hasattr(config, "validate"):
+            config.validate()
+    else:
+        assert importlib.util.find_spec(words[2])
+        assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests/"))
+
+
+def test_the_quickstart_runs(tmp_path, monkeypatch):
+    """Its commands in their order, with one small step and few questions; installing is what CI begins with."""
+    monkeypatch.chdir(tmp_path)
+    small = {
+        "train": "--steps 1 --rollout.prompts 4 --rollout.group-size 2 --evaluation.every 0 --evaluation.questions 2",
+        "eval": "--questions 2 --decoding.chunk-size 48 --decoding.max-trace-length 24",
+        "generate": "",
+    }
+    for line in "".join(re.findall(r"```bash\n(.*?)```", PAGES["index.md"], re.DOTALL)).splitlines():
+        words = shlex.split(line)
+        if words[0] == "echo":
+            subprocess.run(["bash", "-c", line], check=True)
+        elif words[:2] == ["python", "-m"] and words[2] != "venv" and "path/to/model" not in words:
+            module = importlib.import_module(words[2])
+            config = config_of(f"{line} {small[words[2].removeprefix('launch.')]}")
+            module.main(config)
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert both["questions"] == 2 and both["comparison"].keys() == both["metrics"].keys()
+    assert (tmp_path / "runs" / "first" / "report.html").stat().st_size > 10_000
+    (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert set(generate.ADDS) < set(row)
 
 
 def test_every_recipe_is_on_its_page():
