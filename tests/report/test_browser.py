@@ -45,6 +45,7 @@ def open_page(browser, files):
     def open_page(name, **options):
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
+        page.set_default_timeout(3_000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: request.url.startswith("file:") or said.append(request.url))
@@ -67,8 +68,8 @@ def test_curves_follow_the_slider_and_the_mouse(open_page):
     assert "0.5" in entropy.locator(".readout").inner_text()
     page.keyboard.press("ArrowRight")
     assert page.locator("#step-value").inner_text() == "2" and "0.25" in entropy.locator(".readout").inner_text()
-    box = entropy.locator("svg").first.bounding_box()
-    page.mouse.move(box["x"] + box["width"] - 16, box["y"] + 30)
+    area = entropy.get_by_role("img")
+    area.hover(position={"x": area.bounding_box()["width"] - 16, "y": 30})
     assert page.locator("#step-value").inner_text() == "12"
     page.get_by_label("Smooth").check()
     assert entropy.locator("path.faint").count() == 2
@@ -81,7 +82,7 @@ def test_groups_are_searched_filtered_and_paged(open_page):
     assert "page 2 of 5" in page.locator("#count").inner_text()
     page.get_by_label("Search").fill("what is 7")
     assert page.locator("article h3").all_inner_texts() == ["What is 7 plus 3?"] * 2
-    page.get_by_label("Run").select_option("second")
+    page.locator("#run").select_option("second")
     assert page.locator("article").count() == 1
     page.get_by_label("Show").select_option("equal")
     assert "0 questions, page 1 of 1" in page.locator("#count").inner_text()
@@ -125,8 +126,9 @@ def test_hostile_text_is_shown_as_it_is(open_page):
 @pytest.mark.parametrize("name", ["hostile", "two"])
 def test_a_phone_needs_no_scrolling_sideways_and_text_has_contrast(open_page, tmp_path, name, scheme):
     page = open_page(name, viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
-    for details in page.locator("details:not([open]) > summary").all():
-        details.click()
+    for _ in range(2):  # What opens may hold more to open.
+        page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+        page.wait_for_timeout(100)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     colours = page.evaluate(
         "[...document.querySelectorAll('body, .muted, .token, .alarm, .tick')].map(node => {"
