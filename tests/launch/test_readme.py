@@ -33,17 +33,15 @@ def commands():
                 yield pytest.param(line, id=f"{page}: {line}")
 
 
-def config_of(command: str):
-    """What a command's flags are parsed into, as its own last lines do it."""
-    _, _, module, *flags = shlex.split(command)
-    module = importlib.import_module(module)
+def config_of(command: str, *, exists: bool = False):
+    """What a command's flags are parsed into, as its own last lines do it; where checkpoints exist, with their run's."""
+    _, _, name, *flags = shlex.split(command)
+    module = importlib.import_module(name)
     (parameter,) = inspect.signature(module.main, eval_str=True).parameters.values()
-    source = inspect.getsource(module)
-    default, implied = (
-        re.search(rf"cli\.run\(main, .*{name}=\"?([\w/]+)", source) for name in ("default_config", "implied")
-    )
-    how = {"default_config": default and default[1], "implied": implied and getattr(module, implied[1])}
-    return cli.parse(parameter.annotation, module.__name__, "", args=flags, **how)
+    ending = inspect.getsource(module).split("cli.run(main")[-1]
+    default, implied = re.search(r'default_config="([\w/]+)"', ending), re.search(r"implied=(\w+)", ending)
+    how = {"implied": getattr(module, implied[1])} if implied and exists else {}
+    return cli.parse(parameter.annotation, name, "", default_config=default and default[1], args=flags, **how)
 
 
 @pytest.mark.parametrize("command", commands())
@@ -78,8 +76,7 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
             subprocess.run(["bash", "-c", line], check=True)
         elif words[:2] == ["python", "-m"] and words[2] != "venv" and "path/to/model" not in words:
             module = importlib.import_module(words[2])
-            config = config_of(f"{line} {small[words[2].removeprefix('launch.')]}")
-            module.main(config)
+            module.main(config_of(f"{line} {small[words[2].removeprefix('launch.')]}", exists=True))
     both = json.loads((tmp_path / "both.json").read_text())
     assert both["questions"] == 2 and both["comparison"].keys() == both["metrics"].keys()
     assert (tmp_path / "runs" / "first" / "report.html").stat().st_size > 10_000
