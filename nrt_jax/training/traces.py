@@ -75,14 +75,15 @@ def describe_group(tokenizer: "Tokenizer", row: Encoded, sample: Sample, index: 
         index: Of the group in it.
 
     Returns:
-        step, question, reference and traces, the best first: each with text, tokens (their number), reward, advantage,
-        and finished. With an intrinsic reward also reward_empty_trace, reference_tokens (the texts of y*'s tokens, EOS
-        last), base_log_probs, and for each trace log_probs. A number that is not finite is null.
+        step, question, reference and traces, the highest advantage first, then reward: each with text, tokens (their
+        number), reward, advantage, and finished. With an intrinsic reward also reward_empty_trace, reference_tokens
+        (the texts of y*'s tokens, EOS last), base_log_probs, and for each trace log_probs. A number that is not finite
+        is null.
     """
     o, num = sample.outcome, len(row.answer)
     group = {"step": sample.step, "question": row.example.question, "reference": row.example.answer}
     traces = []
-    for k in np.argsort(-o.advantage[index], kind="stable").tolist():
+    for k in np.lexsort((-o.reward[index], -o.advantage[index])).tolist():
         ids = sample.tokens[index, k, 1 : 1 + sample.length[index, k]].tolist()
         trace = {
             "text": tokenizer.decode(ids, skip_special_tokens=False),
