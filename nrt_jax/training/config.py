@@ -1,32 +1,19 @@
 """The config of `launch.train`: every method is a value of it."""
 
 import dataclasses
-import functools
-import importlib.util
-import math
 from typing import Literal
 
 from nrt_jax.data.encode import TextConfig
 from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.data.rows import DataConfig
-from nrt_jax.errors import UserError, unknown_name
 from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.models import LoRAConfig, Remat
 from nrt_jax.models.backends import Backend
-from nrt_jax.models.lora import PROJECTIONS
 from nrt_jax.objectives import AdvantageConfig, DPOConfig, NRTLossConfig
 from nrt_jax.parallel import DistributedConfig, MeshConfig
-from nrt_jax.rewards import (
-    AGGREGATIONS,
-    BELOW_ZERO,
-    GROUP_AGGREGATIONS,
-    JudgeConfig,
-    ShapingConfig,
-    VerifierConfig,
-    get_verifier,
-)
-from nrt_jax.rollout import check_truncation
+from nrt_jax.rewards import JudgeConfig, ShapingConfig, VerifierConfig
 from nrt_jax.rollout.hints import HintConfig
+from nrt_jax.training import validation
 from nrt_jax.training.optimizer import OptimizerConfig
 
 
@@ -242,157 +229,7 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Raises UserError for values that cannot work, before anything is loaded or written."""
-        for name in _POSITIVE:
-            value = self._field(name)
-            _require(value > 0, name, value, "a number above 0")
-        for name in _NOT_NEGATIVE:
-            value = self._field(name)
-            _require(value >= 0, name, value, "0 or more")
-        for name in ("optimizer.b1", "optimizer.b2", "reference.decay", "advantage.std_decay"):
-            _require(0 <= self._field(name) < 1, name, self._field(name), "a number from 0 to below 1")
-        check_truncation(self.rollout.top_k, self.rollout.top_p, self.rollout.min_p, prefix="rollout.")
-        _require(self.seed < 2**32, "seed", self.seed, "a number below 2**32")
-        _require(not isinstance(self.data, str), "data", repr(self.data), "a tuple of sources, such as ('clock',)")
-        loss, trace = self.loss, self.trace
-        _require(
-            loss.ratio_low <= loss.ratio_high,
-            "loss.ratio_low",
-            loss.ratio_low,
-            f"at most ratio_high, {loss.ratio_high}",
-        )
-        _require(
-            trace.opening != trace.closing, "trace.opening", repr(trace.opening), "another token than trace.closing"
-        )
-        modes = (*AGGREGATIONS, *GROUP_AGGREGATIONS, "random")
-        if self.reward.mode not in modes:
-            raise unknown_name("reward.mode", self.reward.mode, modes)
-        weights = self.reward.weights
-        _require(
-            all(map(math.isfinite, weights)) and any(weights),
-            "reward",
-            f"weights {', '.join(map(str, weights))} of intrinsic, format, verifiable and judge",
-            "finite numbers, one of them not 0",
-        )
-        get_verifier(self.verifier.name)
-        if self.hints.steps:
-            self._validate_hints()
-        _require_finite(self)
-        needs_group = self.advantage.scale not in ("none", "batch") or self.advantage.min_std > 0
-        needs_group |= self.reward.normalise == "group"
-        _require(
-            self.objective != "nrt" or self.rollout.group_size > 1 or not needs_group,
-            "rollout.group_size",
-            self.rollout.group_size,
-            "at least 2, since one trace has no standard deviation, or --advantage.scale batch",
-        )
-        self._validate_method()
-        _require(self.lora.rank == 0 or self.lora.alpha > 0, "lora.alpha", self.lora.alpha, "a number above 0")
-        for target in self.lora.targets:
-            if target not in PROJECTIONS:
-                raise unknown_name("lora.targets", target, PROJECTIONS)
-        _require(bool(self.lora.targets), "lora.targets", "()", "at least one of " + ", ".join(PROJECTIONS))
-        self.dpo.validate()
-        _require(
-            not self.report.wandb or importlib.util.find_spec("wandb") is not None,
-            "report.wandb",
-            repr(self.report.wandb),
-            "the package wandb, which is not installed: pip install wandb",
-        )
-        self.mesh.validate()
-        self.distributed.validate()
-        _require(
-            self.mesh.num_devices == 1 or self.rollout.devices == 1,
-            "rollout.devices",
-            self.rollout.devices,
-            "1 beside a mesh, all of whose devices sample",
-        )
-        shards = self.mesh.data * self.mesh.fsdp
-        parts = self.updates_per_step * self.micro_batches * shards
-        _require(
-            self.rollout.prompts % parts == 0,
-            "rollout.prompts",
-            self.rollout.prompts,
-            f"a multiple of {parts} = updates_per_step x micro_batches{' x mesh.data x mesh.fsdp' * (shards > 1)}, "
-            "which split it into equal parts",
-        )
-
-    def _validate_hints(self) -> None:
-        hints = self.hints
-        _require(hints.steps > 1, "hints.steps", hints.steps, "at least 2, or 0 for no hints")
-        for name in ("hints.per_level", "hints.plain", "hints.min_distance"):
-            _require(self._field(name) > 0, name, self._field(name), "a number above 0")
-        _require(
-            self.rollout.group_size == hints.group_size,
-            "rollout.group_size",
-            self.rollout.group_size,
-            f"{hints.group_size} = hints.per_level x (hints.steps - 1) + hints.plain + 1",
-        )
-        _require(self.objective == "nrt", "hints.steps", hints.steps, f"0 with --objective {self.objective}")
-        _require(
-            not (self.verifier.answer_tag and self.reward.samples_answer),
-            "verifier.answer_tag",
-            repr(self.verifier.answer_tag),
-            "none with hints: the chain's own row ends in y*, which has no tags",
-        )
-
-    def _validate_method(self) -> None:
-        """Refuses parts of methods that do not go together."""
-        mode, reference, loss, shaping = self.reward.mode, self.reference, self.loss, self.reward.shaping
-        is_punished = bool(shaping.overlong_max or shaping.ngram_count)
-        is_alone = self.reward.weights == (1, 0, 0, 0) and self.reward.normalise == "none" and not is_punished
-        is_alone &= loss.kl_weight == 0 or loss.kl_in == "loss"
-        is_alone &= mode in ("jepo", "log_prob") and self.advantage.clip == "none"
-        _require(
-            self.advantage.scale != "jepo" or is_alone,
-            "advantage.scale",
-            "'jepo'",
-            "--reward.mode jepo or log_prob of weight 1, --advantage.clip none and nothing added to it, since it takes "
-            "log p of whole answers",
-        )
-        _require(
-            not shaping.require_delimiter or (self.reward.intrinsic != 0 and mode != "random"),
-            "reward.shaping.require_delimiter",
-            True,
-            "an intrinsic reward, which it makes 0",
-        )
-        _require(
-            not (shaping.require_delimiter and mode in BELOW_ZERO),
-            "reward.shaping.require_delimiter",
-            True,
-            f"a reward that is never below 0: with --reward.mode {mode}, 0 would be the best",
-        )
-        _require(
-            shaping.overlong_cache <= shaping.overlong_max,
-            "reward.shaping.overlong_cache",
-            shaping.overlong_cache,
-            f"at most overlong_max, {shaping.overlong_max}",
-        )
-        is_judge = self.reward.judge != 0 and self.judge.model == "reference"
-        is_asked = loss.kl_weight > 0 or reference.scores != "nothing" or is_judge
-        _require(
-            not is_asked or reference.kind != "none",
-            "reference.kind",
-            "'none'",
-            "'initial' or 'ema', which --loss.kl-weight, --reference.scores and --judge.model reference ask",
-        )
-        _require(
-            is_asked or reference.kind == "none",
-            "reference.kind",
-            repr(reference.kind),
-            "something that asks it: --loss.kl-weight above 0, --reference.scores answers or empty_trace, or a judge",
-        )
-        _require(
-            reference.kind == "none" or self.objective == "nrt",
-            "reference.kind",
-            repr(reference.kind),
-            f"'none' with --objective {self.objective}",
-        )
-        _require(
-            reference.scores == "nothing" or (mode != "random" and self.reward.intrinsic != 0),
-            "reference.scores",
-            repr(reference.scores),
-            "'nothing', since it scores y* for the intrinsic reward, and there is none",
-        )
+        validation.validate(self)
 
     @property
     def max_sampled_length(self) -> int:
@@ -400,76 +237,3 @@ class TrainConfig:
         rollout = self.rollout
         longest_answer = rollout.max_answer_length or self.text.max_answer_length
         return rollout.max_trace_length + (1 + longest_answer if self.reward.samples_answer else 0)
-
-    def _field(self, name: str):
-        """The value of a dotted field name."""
-        return functools.reduce(getattr, name.split("."), self)
-
-
-_POSITIVE = (
-    "steps",
-    "updates_per_step",
-    "micro_batches",
-    "rollout.prompts",
-    "rollout.group_size",
-    "rollout.max_trace_length",
-    "rollout.chunk_size",
-    "rollout.devices",
-    "rollout.temperature",
-    "optimizer.learning_rate",
-    "loss.constant",
-    "judge.thoughts",
-    "judge.max_thought_length",
-    "judge.batch_size",
-    "evaluation.questions",
-    "evaluation.batch_size",
-    "dataset.size",
-    "checkpoint.keep",
-    "max_skipped",
-    "reference.every",
-    "reward.shaping.ngram_size",
-)
-_NOT_NEGATIVE = (
-    "seed",
-    "rollout.max_length",
-    "rollout.max_answer_length",
-    "rollout.max_rows",
-    "lora.rank",
-    "loss.trace_weight",
-    "loss.delimiter_weight",
-    "loss.token_weight",
-    "loss.ratio_low",
-    "loss.kl_weight",
-    "advantage.min_std",
-    "reward.shaping.overlong_max",
-    "reward.shaping.overlong_cache",
-    "reward.shaping.ngram_count",
-    "optimizer.warmup_updates",
-    "optimizer.weight_decay",
-    "optimizer.clip_norm",
-    "dataset.workers",
-    "hints.steps",
-    "evaluation.every",
-    "evaluation.examples",
-    "evaluation.temperature",
-    "judge.temperature",
-    "judge.seed",
-    "checkpoint.every",
-    "checkpoint.best",
-    "report.every",
-    "report.groups",
-)
-
-
-def _require_finite(config, prefix: str = "") -> None:
-    for field in dataclasses.fields(config):
-        value, name = getattr(config, field.name), f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(value):
-            _require_finite(value, f"{name}.")
-        elif isinstance(value, float):
-            _require(math.isfinite(value), name, value, "a finite number")
-
-
-def _require(condition: bool, field: str, value, expected: str) -> None:
-    if not condition:
-        raise UserError(f"{field}: {value} cannot work; expected {expected}")

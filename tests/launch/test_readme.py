@@ -34,7 +34,7 @@ def commands():
 
 
 def config_of(command: str, *, exists: bool = False):
-    """What a command's flags are parsed into, as its own last lines do it; of a checkpoint that exists, with its run."""
+    """What a command's flags are parsed into, as its own last lines do it; of existing checkpoints, with their run."""
     _, _, name, *flags = shlex.split(command)
     module = importlib.import_module(name)
     (parameter,) = inspect.signature(module.main, eval_str=True).parameters.values()
