@@ -38,7 +38,7 @@ def config_of(command: str):
     _, _, module, *flags = shlex.split(command)
     module = importlib.import_module(module)
     (parameter,) = inspect.signature(module.main, eval_str=True).parameters.values()
-    default = re.search(r"cli\.run\(main, .*default_config=\"(\w+)\"", inspect.getsource(module))
+    default = re.search(r"cli\.run\(main, .*default_config=\"([\w/]+)\"", inspect.getsource(module))
     return cli.parse(parameter.annotation, module.__name__, "", default_config=default and default[1], args=flags)
 
 
