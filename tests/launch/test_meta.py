@@ -9,7 +9,8 @@ import safetensors.numpy
 
 from configs.meta import embedded
 from launch import cli, meta
-from nrt_jax import hf, merging
+from nrt_jax import checkpoints, hf, merging, tasks
+from nrt_jax.checkpoints import ASSETS
 from nrt_jax.errors import UserError
 from nrt_jax.training import loop
 from nrt_jax.training.meta import MetaConfig, collect, tables
@@ -122,15 +123,21 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_runs_from_pretraining_to_the_plot(tmp_path, monkeypatch, capsys):
-    config = tiny(tmp_path / "out", abilities=("induction", "deduction"), weights=(1.0, 0.5))
+def test_the_command_runs_from_pretraining_to_the_plot(tmp_path, monkeypatch):
+    """One ability, which is the domain too, so that all runs share their programs."""
+    config = tiny(tmp_path / "out", abilities=("induction",), weights=(1.0,))
+    domain = config.specialist("induction", "mini", "", 0)
+    pretraining = dataclasses.replace(config.pretraining, task=("induction",), level=("mini",))
+    config = dataclasses.replace(config, domain=domain, pretraining=pretraining)
     meta.main(config)
-    model, _, _ = hf.load(tmp_path / "out" / "seed0" / "merged")
+    merged, specialist = (tmp_path / "out" / "seed0" / name for name in ("merged", "induction-mini/hf"))
+    model, _, _ = hf.load(merged)
     assert model.config == hf.load(tmp_path / "out" / "base")[0].config
+    assert all(np.array_equal(tensor, tensors(specialist)[name]) for name, tensor in tensors(merged).items())
     found = json.loads((tmp_path / "out" / "seed0" / "accuracy.json").read_text())
-    assert found.keys() == {"base", "induction", "deduction", "merge"}
-    assert all(tasks.keys() == {"induction", "deduction", "domain"} for tasks in found.values())
-    assert (tmp_path / "out" / "tables.md").read_text().count("\n| ") == 8
+    assert found.keys() == {"base", "induction", "merge"}
+    assert all(of_model.keys() == {"induction", "domain"} for of_model in found.values())
+    assert (tmp_path / "out" / "tables.md").read_text().count("\n| ") == 6
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("a finished run was run again"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
     meta.main(config)
@@ -149,8 +156,8 @@ def test_table_and_curves_are_means_over_seeds_with_the_lowest_and_highest(tmp_p
             )
             records = [{"step": 1, "loss": 0.0}, {"step": 2, "accuracy": 0.25 + shift}]
             (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        tasks = {"induction": 0.5 + shift, "domain": 0.25}
-        (folder / "accuracy.json").write_text(json.dumps(dict.fromkeys(("base", "induction", "merge"), tasks)))
+        of_model = {"induction": 0.5 + shift, "domain": 0.25}
+        (folder / "accuracy.json").write_text(json.dumps(dict.fromkeys(("base", "induction", "merge"), of_model)))
     accuracies, curves = collect(config)
     assert curves["merge"][1] == [(0, 0.1), (2, 0.35), (4, 0.85)]
     models, stage = tables(config, accuracies, curves).split("\n\n")
@@ -161,6 +168,15 @@ def test_table_and_curves_are_means_over_seeds_with_the_lowest_and_highest(tmp_p
         "| base | 0.10 (0.10 to 0.10) | 0.30 (0.25 to 0.35) | 0.55 (0.50 to 0.60) |",
         "| merge | 0.10 (0.10 to 0.10) | 0.30 (0.25 to 0.35) | 0.80 (0.75 to 0.85) |",
     ]
+
+
+def test_the_shipped_base_is_small_and_reads_each_task_in_whole_words():
+    assert sum(file.stat().st_size for file in (ASSETS / "tiny_meta").iterdir()) < 1_500_000
+    tokenizer = checkpoints.locate("tiny_meta").tokenizer()
+    config = embedded.get_config().pretraining
+    for name, level in zip(config.task, config.level, strict=True):
+        text = tasks.get(name).examples(1, 0, level=level)[0].question
+        assert len(tokenizer(text, add_special_tokens=False).input_ids) < len(text) / 2
 
 
 def test_the_demo_is_the_papers_method_and_can_run():
