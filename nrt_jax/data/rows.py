@@ -32,7 +32,7 @@ class DataConfig:
         bad_rows: `skip` leaves out and counts rows that are no examples; `stop` refuses the first of them.
         tfds_dir: Folder of the TFDS data sets; empty for `~/tensorflow_datasets`.
         workers: Processes that read and tokenize ahead of the run; 0 for none.
-        level: Difficulty of a built-in task, such as `2` or, for both, `1-2`; empty for its default.
+        level: Difficulty of a built-in task, such as `mini`, `2` or, for 1 and 2, `1-2`; empty for its default.
         size: Number of training questions that a built-in task generates.
     """
 
