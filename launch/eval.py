@@ -157,10 +157,10 @@ def _evaluate(config: EvalConfig) -> None:
     if opened is None and places[0].run is None:
         raise UserError(f"data: missing, and {config.checkpoint!r} is no run's checkpoint; expected questions to ask")
     evaluated = [_records(config, place, places[0], opened) for place in places]
-    compared = results.compare(*evaluated, config.decoding.seed) if config.against else None
     for records, ending in zip(evaluated, ("", ".against"), strict=False):
         rows = [jsonl.Row(i, f"question {i}", dataclasses.asdict(record)) for i, record in enumerate(records)]
         jsonl.write(str(Path(config.output).with_suffix(f"{ending}.jsonl")), rows, field="output")
+    compared = results.compare(*evaluated, config.decoding.seed) if config.against else None
     summaries = [_summary(records, config) for records in evaluated]
     content = {"checkpoint": config.checkpoint, "data": list(config.data), "samples": config.samples}
     content |= {"decoding": vars(config.decoding), "verifier": config.verifier.name, **summaries[0]}
@@ -224,9 +224,9 @@ def _held_out_of_run(config: TrainConfig, encoder: Encoder, longest: int) -> lis
         longest: The model's `max_position_embeddings`.
     """
     most = config.evaluation.questions
-    opened = open_sources(config.data, config.dataset, num_held_out=most, seed=config.seed)
+    opened = open_sources(config.data, config.rows, num_held_out=most, seed=config.seed)
     max_length = min(config.rollout.max_length or longest, longest)
-    return load(opened, encoder, config.dataset, num_held_out=most, max_length=max_length).held_out
+    return load(opened, encoder, config.rows, num_held_out=most, max_length=max_length).held_out
 
 
 def _config_of(run: Path) -> TrainConfig:

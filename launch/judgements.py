@@ -99,13 +99,15 @@ def main(config: JudgementsConfig) -> None:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output: {config.output!r} is a file; expected the name of a folder")
-    given = [row for name in config.labelled for row in _labelled(name, config)]
-    rows, tests = _sampled(config)
-    made = judging.make_tasks([*given, *rows], test_share=config.test_share, tests=tests)
-    try:
+    try:  # Before anything is sampled.
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output: cannot make {config.output!r}: {error.strerror}; choose another folder") from error
+    for name in ("train", "test"):
+        jsonl.check_writable(str(folder / f"{name}.jsonl"), field="output")
+    given = [row for name in config.labelled for row in _labelled(name, config)]
+    rows, tests = _sampled(config)
+    made = judging.make_tasks([*given, *rows], test_share=config.test_share, tests=tests)
     for name, part in (("train", made.train), ("test", made.test)):
         lines = [jsonl.Row(i, f"{name} {i}", dataclasses.asdict(row)) for i, row in enumerate(part, 1)]
         jsonl.write(str(folder / f"{name}.jsonl"), lines, field="output")

@@ -30,7 +30,14 @@ def main(config: LibraConfig) -> None:
     """Runs what is not finished, and writes the tables."""
     if not config.seeds:
         raise UserError("seeds: is empty; expected at least one number")
-    output, started = Path(config.output), time.monotonic()
+    output = Path(config.output)
+    with workdir.disk_errors(output), workdir.owned(output):
+        workdir.prepare(output, to_dict(config), resume_may_change=("output", "seeds"))
+        _run(config, output)
+
+
+def _run(config: LibraConfig, output: Path) -> None:
+    started = time.monotonic()
     base = config.base or str(_unless_there(output / "base", lambda path: _pretrain(config, path)))
     tasks = _unless_there(output / "judging", lambda path: _judging_tasks(config, base, path))
     other = _unless_there(output / "other.jsonl", lambda path: _chains(config, base, config.data, path, seed=0))

@@ -45,7 +45,7 @@ def main(config: PairsConfig) -> None:
     jsonl.check_writable(config.output, field="output")
     by_question: dict[str, list[jsonl.Row]] = {}
     for row in rows:
-        row.text(config.response_column)
+        row.text(config.response_column, may_be_empty=True)
         _score(row, config)
         by_question.setdefault(row.text(config.question_column), []).append(row)
     pairs = list(filter(None, (_pair(question, group, config) for question, group in by_question.items())))

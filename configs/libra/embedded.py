@@ -28,7 +28,7 @@ def get_config() -> LibraConfig:
     tuned = sft.change(dataclasses.replace(thinking, rollout=dataclasses.replace(thinking.rollout, prompts=32)))
     reinforced = grpo.change(thinking)
     pretrain = PretrainConfig(
-        task="judged_clock", batch_size=32, trace=sft.TRACE, architecture=Architecture(vocab_size=560)
+        task=("judged_clock",), batch_size=32, trace=sft.TRACE, architecture=Architecture(vocab_size=560)
     )
     return LibraConfig(
         questions=1000,

@@ -6,11 +6,14 @@ function flatten(value, prefix = "") {
 
 const last = (run, name) => points(run, name).map(([, value]) => value).pop();
 
+const rewards = (weights) => ["intrinsic", "verifiable", "format", "judge"].filter((name) => weights[name])
+  .map((name) => name === "intrinsic" ? weights.mode : name).join(" + ");
+
 function drawOverview() {
   byId("runs").textContent = RUNS.map((run) => run.name).join(", ");
   const rows = [
     ["model", (run) => run.config.model], ["data", (run) => [run.config.data ?? "–"].flat().join(", ")],
-    ["objective", (run) => run.config.objective === "nrt" ? `nrt, ${run.config.reward?.mode ?? ""}` : run.config.objective],
+    ["objective", (run) => run.config.objective === "nrt" ? `nrt, ${rewards(run.config.reward ?? {})}` : run.config.objective],
     ["steps", (run) => `${format(run.steps[run.steps.length - 1] || 0)} of ${format(run.config.steps)}`],
     ["accuracy", (run) => "accuracy_after" in run.summary ? `${format(run.summary.accuracy_before)} → ${format(run.summary.accuracy_after)}` : format(last(run, "accuracy"))],
     ["accuracy, empty trace", (run) => "accuracy_empty_trace_after" in run.summary ?

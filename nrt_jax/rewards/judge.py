@@ -29,6 +29,7 @@ from nrt_jax.data.encode import Encoded, Encoder, bucket, pad
 from nrt_jax.data.example import Example
 from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.data.template import TextConfig
+from nrt_jax.errors import UserError
 from nrt_jax.models import Model, Params
 from nrt_jax.rewards.intrinsic import score_reference
 from nrt_jax.rewards.rules import Rules
@@ -120,6 +121,15 @@ class Judge:
     encoder: Encoder
     config: JudgeConfig
 
+    def __post_init__(self):
+        """Raises UserError where a thought leaves no room for a question."""
+        positions = self.model.config.max_position_embeddings
+        if self._longest_prompt < 1:
+            raise UserError(
+                f"judge.max_thought_length: {self.config.max_thought_length} cannot work with a judge of {positions} "
+                f"positions; expected at most {positions - 2 - self._verdicts[0].shape[1]}, less room for the question"
+            )
+
     def judge(self, responses: Sequence[tuple[str, str]]) -> list[Judgement]:
         """Judges responses.
 
@@ -129,7 +139,7 @@ class Judge:
         """
         unique = list(dict.fromkeys(responses))
         rows = self.encoder.encode_many([judging.Judged(*texts, label=1).example() for texts in unique])
-        longest = self.model.config.max_position_embeddings - self._max_new_tokens
+        longest = self._longest_prompt
         by_length: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             if len(row.prompt) <= longest:
@@ -156,6 +166,10 @@ class Judge:
     @property
     def _max_new_tokens(self) -> int:
         return self.config.max_thought_length + 1 + self._verdicts[0].shape[1]
+
+    @property
+    def _longest_prompt(self) -> int:
+        return self.model.config.max_position_embeddings - self._max_new_tokens
 
     def _nothing(self) -> Judgement:
         n = self.config.thoughts

@@ -207,6 +207,9 @@ def vote(name: str, answer: str) -> str | None:
     if name == "number":
         value = last_number(answer)
         return None if value is None else str(value)
+    if name == "verdict":
+        verdict = judging.parse_verdict("", answer)
+        return None if verdict is None else judging.verdict(verdict)
     if name == "math":
         import math_verify
 

@@ -120,7 +120,7 @@ RULES = {
     "equal_rewards": Rule("equal_group_share", 0.9, 0.7, True, _equal),
     "answers_unlearned": Rule("token_prob", 0.9, 0.95, False, _unlearned, relative=True),
 }
-_SIGNS_OF_SUCCESS = ("answer_prob", "reward_verifiable", "accuracy")
+_SIGNS_OF_SUCCESS = ("answer_prob", "verified_share", "accuracy")
 
 
 class Watch:

@@ -232,6 +232,11 @@ class TrainConfig:
         validation.validate(self)
 
     @property
+    def rows(self) -> DataConfig:
+        """How rows are read: `dataset`, with pairs where the objective learns from them."""
+        return dataclasses.replace(self.dataset, pairs=self.dataset.pairs or self.objective == "dpo")
+
+    @property
     def max_sampled_length(self) -> int:
         """Most tokens that a row samples, its answer included where it has one."""
         rollout = self.rollout

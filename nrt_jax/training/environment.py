@@ -39,6 +39,9 @@ def describe(step: int) -> dict[str, Any]:
 def append(folder: pathlib.Path, step: int) -> dict[str, Any]:
     """Adds this start to the folder's; returns the first one."""
     path = folder / ENVIRONMENT_FILE
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(describe(step)) + "\n")
-    return json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
+    *whole, _ = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]  # A kill may leave half a line.
+    lines = [*whole, json.dumps(describe(step))]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return json.loads(lines[0])

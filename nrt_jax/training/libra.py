@@ -45,7 +45,7 @@ class LibraConfig:
 
     output: str = "runs/libra"
     base: str = ""
-    pretrain: PretrainConfig = PretrainConfig(task="judged_clock")
+    pretrain: PretrainConfig = PretrainConfig(task=("judged_clock",))
     generators: tuple[str, ...] = ("tiny",)
     data: str = "clock"
     questions: int = 1500

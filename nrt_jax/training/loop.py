@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from nrt_jax import checkpoints, hf, parallel
-from nrt_jax.errors import Stopped
+from nrt_jax.errors import Stopped, UserError
 from nrt_jax.evaluation import Answered, answer_questions, hard_tokens, summarise
 from nrt_jax.report import REPORT_FILE, write_report
 from nrt_jax.training import environment, traces, wandb_run
@@ -130,7 +130,9 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
                 evaluated = False
             if config.evaluation.every and step % config.evaluation.every == 0 and not evaluated:
                 with contextlib.suppress(Stopped):  # The run that goes on evaluates.
-                    writer.write(step, summarise(_answer(config, setup, state.params, stop), hard))
+                    found = summarise(_answer(config, setup, state.params, stop), hard)
+                    # A step's own numbers keep their names.
+                    writer.write(step, {n if "accuracy" in n else f"held_out_{n}": x for n, x in found.items()})
             stopping = stop.is_asked()
             if stopping or step == config.steps or (every and step % every == 0):
                 writer.flush(sync=True)
@@ -237,7 +239,7 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainS
         max_trace_length=config.rollout.max_trace_length,
         has_opening=bool(setup.trace_format.opening),
     )
-    metrics = describe(outcome) | (scorer.metrics if scorer else {})
+    metrics = describe(outcome, config.verifier.right) | (scorer.metrics if scorer else {})
     return state.replace(reward_std=outcome.reward_std), learner_batch, outcome, metrics
 
 
@@ -296,7 +298,10 @@ def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, 
         "jax": jax.__version__,
     }
     parallel.first(run_folder.write_json, folder / "summary.json", summary)
-    parallel.first(write_report, [folder], folder / REPORT_FILE)
+    try:
+        parallel.first(write_report, [folder], folder / REPORT_FILE)
+    except UserError as error:  # All else is there.
+        log(f"warning: no {REPORT_FILE}: {error}")
     return summary
 
 

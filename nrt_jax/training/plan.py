@@ -135,6 +135,10 @@ def describe(config: TrainConfig, model_config: ModelConfig, topology: Topology)
         raise UserError(f"rollout.devices: {config.rollout.devices} is not planned; expected 1 and a mesh")
     if config.hints.steps:
         raise UserError(f"hints.steps: {config.hints.steps} is not planned; expected 0, and room for the longest chain")
+    if config.reward.judge:
+        raise UserError(
+            f"reward.judge: {config.reward.judge} is not planned; expected 0, and room for the judge and its caches"
+        )
     layout = Layout.of(config.mesh, devices=topology.devices)
     if layout and any(len({device.process_index for device in row.flat}) > 1 for row in layout.decode.devices):
         raise UserError(

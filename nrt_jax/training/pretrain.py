@@ -95,6 +95,11 @@ def pretrain(config: PretrainConfig, log: Callable[[str], None] = print) -> tupl
     Returns:
         model, params, tokenizer.
     """
+    for field in ("task", "level"):
+        if isinstance(getattr(config, field), str):
+            raise UserError(
+                f"{field}: {getattr(config, field)!r} is a text; expected a tuple of them, such as ('clock',)"
+            )
     if config.level and len(config.level) != len(config.task):
         raise UserError(
             f"level: {', '.join(config.level)} for {len(config.task)} tasks; expected one for each, or none"

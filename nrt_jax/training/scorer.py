@@ -62,10 +62,10 @@ class Scorer:
         self.metrics["judge_unparseable"] = sum(j.num_unparseable for j in judgements) / num_thoughts
         if config.audit:
             is_right = [rules.is_correct(self.rows[p], read[p, k]) for p, k in answered]
-            agreed = [
-                right == (judgement.score(config.score) > 0.5)
-                for right, judgement in zip(is_right, judgements, strict=True)
-            ]
+            says = [
+                j.vote if config.score == "vote" else int(j.soft > 0.5) for j in judgements
+            ]  # None agrees with none.
+            agreed = [said == right for said, right in zip(says, is_right, strict=True)]
             self.metrics["judge_accuracy"] = sum(agreed) / max(1, len(agreed))
         return scores
 

@@ -113,7 +113,7 @@ def prepare(config: TrainConfig) -> Setup:
     devices = parallel.use_devices(config.rollout.devices, field="rollout.devices")
     backends.check(config.attention, field="attention")
     questions = config.evaluation.questions
-    dataset = dataclasses.replace(config.dataset, pairs=config.dataset.pairs or config.objective == "dpo")
+    dataset = config.rows
     opened = open_sources(config.data, dataset, num_held_out=questions, seed=config.seed)
     location = checkpoints.locate(config.model)
     if config.lora.rank and (location.has_adapter or location.arrays is not None):
@@ -167,7 +167,8 @@ def prepare(config: TrainConfig) -> Setup:
     judge = None
     if config.reward.judge and config.judge.model not in ("policy", "reference"):
         judge = load_judge(config.judge, dtype=config.dtype)
-        judge = dataclasses.replace(judge, params=_copies_of(judge.model, judge.params, layout, devices))
+        placed = layout.place(judge.params, judge.model.logical_axes()) if layout else judge.params
+        judge = dataclasses.replace(judge, params=_copies_of(judge.model, placed, layout, devices))
     return Setup(
         model=model,
         params=params,

@@ -329,14 +329,21 @@ def mix(
     return total
 
 
-@jax.jit
-def describe(outcome: Outcome) -> dict[str, jax.Array]:
-    """Scalars of one rollout. The share of empty traces is the alarm for collapse."""
+@functools.partial(jax.jit, static_argnames="right")
+def describe(outcome: Outcome, right: float | None = None) -> dict[str, jax.Array]:
+    """Scalars of one rollout. The share of empty traces is the alarm for collapse.
+
+    Args:
+        outcome: Of the rollout.
+        right: The verifier's score of a right answer; with it there is `verified_share`.
+    """
     o, mask = outcome, outcome.answer_mask
     sampled = jnp.maximum(jnp.sum(o.num_sampled), 1)
     scalars = {"reward": jnp.mean(o.reward)}
     if len(o.rewards) > 1:
         scalars |= {f"reward_{name}": jnp.mean(reward) for name, reward in o.rewards.items()}
+    if right is not None and "verifiable" in o.rewards:
+        scalars["verified_share"] = jnp.mean(o.rewards["verifiable"] >= right)
     if o.baseline is not None:
         scalars |= {
             "reward_empty_trace": jnp.mean(o.baseline),

@@ -22,6 +22,7 @@ def validate(config: "TrainConfig") -> None:
     _validate_reward(config)
     if config.hints.steps:
         _validate_hints(config)
+    _require_finite(config)
     _validate_method(config)
     config.dpo.validate()
     config.mesh.validate()
@@ -39,7 +40,6 @@ def _validate_numbers(config: "TrainConfig") -> None:
     for name in ("optimizer.b1", "optimizer.b2", "reference.decay", "advantage.std_decay"):
         value = _field(config, name)
         _require(0 <= value < 1, name, value, "a number from 0 to below 1")
-    _require_finite(config)
     check_truncation(config.rollout.top_k, config.rollout.top_p, config.rollout.min_p, prefix="rollout.")
     _require(config.seed < 2**32, "seed", config.seed, "a number below 2**32")
     low, high = config.loss.ratio_low, config.loss.ratio_high

@@ -14,6 +14,7 @@ import pytest
 from launch import cli, convert, generate, score, train
 from nrt_jax import tasks
 from nrt_jax.checkpoints import ASSETS
+from nrt_jax.training import config_io
 from nrt_jax.training.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -84,8 +85,17 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
     assert set(generate.ADDS) < set(row)
 
 
+FILES = sorted(path.relative_to(ROOT / "configs").with_suffix("") for path in (ROOT / "configs").rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", map(str, FILES))
+def test_every_recipe_has_values_of_the_types_that_its_fields_have(name):
+    config = cli.load_config(name, object)
+    assert config_io.from_dict(type(config), config_io.to_dict(config), where=name) == config
+
+
 def test_every_recipe_is_on_its_page():
-    files = {path.relative_to(ROOT / "configs").with_suffix("") for path in (ROOT / "configs").rglob("*.py")}
+    files = set(FILES)
     assert {f"`{path.as_posix()}`" for path in files} <= set(re.findall(r"`[\w/]+`", PAGES["recipes.md"]))
 
 
