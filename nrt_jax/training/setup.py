@@ -104,13 +104,13 @@ def prepare(config: TrainConfig) -> Setup:
     """
     config.validate()
     parallel.start(config.distributed, num_devices=config.mesh.num_devices)
+    layout = Layout.of(config.mesh)
+    devices = parallel.use_devices(config.rollout.devices, field="rollout.devices")
     if config.rollout.prompts % jax.process_count():
         raise UserError(
             f"rollout.prompts: {config.rollout.prompts} cannot be divided among {jax.process_count()} processes; "
             "expected a multiple"
         )
-    layout = Layout.of(config.mesh)
-    devices = parallel.use_devices(config.rollout.devices, field="rollout.devices")
     backends.check(config.attention, field="attention")
     questions = config.evaluation.questions
     dataset = config.rows

@@ -1,6 +1,10 @@
 """A run that begins on a mesh and goes on without one is the run of one device."""
 
 import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 
@@ -13,6 +17,8 @@ from nrt_jax.training.config import CheckpointConfig, RolloutConfig, TrainConfig
 from nrt_jax.training.optimizer import OptimizerConfig
 from nrt_jax.training.setup import prepare
 from tests.fixtures_run import examples, records, write_model, write_rows
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_a_run_on_a_mesh_is_that_of_one_device_and_may_go_on_there(tmp_path):
@@ -41,3 +47,17 @@ def test_a_run_on_a_mesh_is_that_of_one_device_and_may_go_on_there(tmp_path):
     _, params = hf.load_model(tmp_path / "one" / "hf")
     _, resumed = hf.load_model(tmp_path / "mesh" / "hf")
     np.testing.assert_allclose(resumed["layers"]["q"], params["layers"]["q"], atol=1e-5)
+
+
+def test_a_cpu_is_made_as_many_devices_as_the_mesh_asks_for():
+    """In a process of its own: here JAX has started, with eight."""
+    code = """
+from nrt_jax.parallel import MeshConfig
+from nrt_jax.training import setup
+from nrt_jax.training.config import RolloutConfig, TrainConfig
+config = TrainConfig(mesh=MeshConfig(data=2), rollout=RolloutConfig(prompts=8))
+print(setup.prepare(config).layout.train.size)
+"""
+    environment = os.environ | {"XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
