@@ -83,6 +83,8 @@ def curves(folder: pathlib.Path) -> dict[str, dict[int, float]]:
             if event.HasField("session_log"):
                 found = {tag: {s: v for s, v in curve.items() if s < event.step} for tag, curve in found.items()}
             for value in event.summary.value:
+                if not value.HasField("simple_value"):  # Histograms and texts of samples.
+                    continue
                 curve = found.setdefault(value.tag, {})
                 assert event.step not in curve, f"{value.tag} of step {event.step} is there twice"
                 curve[event.step] = value.simple_value

@@ -1,6 +1,6 @@
-"""Two processes of four devices against one of eight, with hints, a verifier, formats and KL to a reference.
+"""Two processes of four devices against one of eight: hints, a verifier, formats and KL; kills, signals, and resuming.
 
-python -m tests.soak.hosts    some five minutes of one core
+python -m tests.soak.hosts    some minutes of two cores
 """
 
 import os
@@ -16,8 +16,11 @@ def main() -> None:
     """Raises AssertionError where they differ."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        test_hosts.compare(folder, test_hosts.SHARED | test_hosts.WITH_HINTS | test_hosts.make_inputs(folder))
-    print("two processes: the same curve, answers and weights as one")
+        inputs = test_hosts.make_inputs(folder)
+        test_hosts.compare(folder, test_hosts.SHARED | test_hosts.WITH_HINTS | inputs)
+        print("two processes: the same curve, answers and weights as one")
+        test_hosts.kill_stop_and_resume(folder, inputs)
+        print("killed, resumed by two, stopped by SIGTERM, finished by one: the curve of a run that never stopped")
 
 
 if __name__ == "__main__":

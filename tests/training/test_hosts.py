@@ -175,9 +175,10 @@ def compare(folder, settings):
     assert "training" not in said(two, 1)[0]
 
 
-def test_a_run_that_is_killed_and_stopped_goes_on_with_two_processes_and_with_one(tmp_path, inputs):
-    folder, settings = tmp_path / "run", SHARED | TUNING | inputs
-    settings["data"] = write_rows(tmp_path / "rows.jsonl", examples(16, start=20))
+def kill_stop_and_resume(folder, inputs):
+    """A run that is killed and stopped goes on with two processes and with one. (`tests.soak.hosts`: over a minute)"""
+    folder, alone_in, settings = folder / "run", folder / "alone", SHARED | TUNING | inputs
+    settings["data"] = write_rows(folder.with_name("rows.jsonl"), examples(16, start=20))
     with running(folder, settings) as processes:
         wait_until(lambda: num_records(folder) > 1, processes, folder)
         processes[0].kill()
@@ -195,8 +196,8 @@ def test_a_run_that_is_killed_and_stopped_goes_on_with_two_processes_and_with_on
     assert (folder / "checkpoints" / str(last)).is_dir()
     alone = settings | {"mesh.data": 1, "mesh.fsdp": 8, "steps": last + 1}
     train_alone(folder, alone)
-    train_alone(tmp_path / "alone", alone)
-    assert_same_curve(folder, tmp_path / "alone")
+    train_alone(alone_in, alone)
+    assert_same_curve(folder, alone_in)
 
 
 def test_the_first_process_ends_when_another_is_killed(tmp_path, inputs):

@@ -184,11 +184,11 @@ def poison(monkeypatch, steps):
     rollout, rows = loop._rollout, []
 
     def poisoned(config, setup, state, batch_rows, rng):
-        state, batch, metrics = rollout(config, setup, state, batch_rows, rng)
+        state, batch, *told = rollout(config, setup, state, batch_rows, rng)
         rows.append(batch_rows)
         if len(rows) - 1 in steps:
             batch = batch.replace(advantage=jnp.full_like(batch.advantage, jnp.nan))
-        return state, batch, metrics
+        return state, batch, *told
 
     monkeypatch.setattr(loop, "_rollout", poisoned)
     return rows

@@ -104,7 +104,7 @@ def steps(config: TrainConfig, folder, num: int):
     optimizer, rows, said = make_optimizer(config.optimizer, config.steps), list(setup.train), []
     state = create_state(setup.params, optimizer)
     for step in range(num):
-        state, metrics = loop._step(config, setup, optimizer, state, rows, step)
+        state, metrics, _ = loop._step(config, setup, optimizer, state, rows, step)
         said.append({name: float(value) for name, value in metrics.items()})
     return state, said
 
