@@ -9,6 +9,7 @@ question, response, label (1 for right, 0 for wrong), subset, model, reference; 
 
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,15 +100,16 @@ def main(config: JudgementsConfig) -> None:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output: {config.output!r} is a file; expected the name of a folder")
-    try:  # Before anything is sampled.
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output: cannot make {config.output!r}: {error.strerror}; choose another folder") from error
-    for name in ("train", "test"):
-        jsonl.check_writable(str(folder / f"{name}.jsonl"), field="output")
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):  # Before anything is sampled.
+        raise UserError(f"output: {str(there)!r} cannot be written; choose another folder than {config.output!r}")
     given = [row for name in config.labelled for row in _labelled(name, config)]
     rows, tests = _sampled(config)
     made = judging.make_tasks([*given, *rows], test_share=config.test_share, tests=tests)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output: cannot make {config.output!r}: {error.strerror}; choose another folder") from error
     for name, part in (("train", made.train), ("test", made.test)):
         lines = [jsonl.Row(i, f"{name} {i}", dataclasses.asdict(row)) for i, row in enumerate(part, 1)]
         jsonl.write(str(folder / f"{name}.jsonl"), lines, field="output")
