@@ -74,9 +74,12 @@ def test_the_reward_is_what_the_same_judge_says_of_the_same_answers_elsewhere(sa
         expected = said[i].score(score) if i in said else 0.0
         assert rewards["judge"][i] == pytest.approx(expected, abs=1e-5)
     is_right = [read[i].answer.strip() == rows[i[0]].example.answer for i in answers]
-    accepts = [said[i].score(score) > 0.5 for i in answers]
+    agreed = [
+        {True: 1, False: 0}[right] == (said[i].vote if score == "vote" else int(said[i].soft > 0.5))
+        for i, right in zip(answers, is_right, strict=True)
+    ]  # No verdict agrees with none.
     assert scorer.metrics == {
-        "judge_accuracy": pytest.approx(np.mean(np.equal(is_right, accepts))),
+        "judge_accuracy": pytest.approx(np.mean(agreed)),
         "judge_unparseable": pytest.approx(sum(j.num_unparseable for j in said.values()) / (2 * len(said))),
     }
 
