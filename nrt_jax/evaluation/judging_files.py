@@ -134,7 +134,7 @@ def given_verdict(row: Row, judged: Judged) -> Verdict:
             raise UserError(f"{row.where}: 'verdict' is {verdict!r:.40}; expected 0, 1, 'correct', 'incorrect' or null")
         verdict = _WORDS[verdict]
     elif "judgement" in known:
-        verdict = vote([judging.parse_judgement(text)[1] for text in _texts(row, "judgement")])
+        verdict = judging.vote([judging.parse_judgement(text)[1] for text in _texts(row, "judgement")])
     elif p_correct is not None and p_correct != 0.5:
         verdict = int(p_correct > 0.5)
     return as_verdict(judged, verdict, p_correct)
@@ -144,12 +144,6 @@ def as_verdict(judged: Judged, verdict: int | None, p_correct: float | None) -> 
     """A judge's words about a response, to be measured."""
     length = len(judged.response)
     return Verdict(judged.label, verdict, p_correct, subset=judged.subset, model=judged.model, length=length)
-
-
-def vote(verdicts: Sequence[int | None]) -> int | None:
-    """The label of more verdicts; None where they are equal, or there are none."""
-    balance = verdicts.count(1) - verdicts.count(0)
-    return None if not balance else int(balance > 0)
 
 
 def given_preference(row: Row, example: Example) -> Preference:

@@ -87,8 +87,7 @@ class Judgement:
     @property
     def vote(self) -> int | None:
         """The label of more verdicts; None where they are equal, or there are none."""
-        balance = self.verdicts.count(1) - self.verdicts.count(0)
-        return None if not balance else int(balance > 0)
+        return judging.vote(self.verdicts)
 
     @property
     def soft(self) -> float:

@@ -80,6 +80,12 @@ def verdict(label: int) -> str:
     return f"{_OPENING}{VERDICTS[label]}{_CLOSING}"
 
 
+def vote(verdicts: Sequence[int | None]) -> int | None:
+    """The label of more verdicts; None where they are equal, or there are none."""
+    balance = verdicts.count(1) - verdicts.count(0)
+    return None if not balance else int(balance > 0)
+
+
 def parse_verdict(thought: str, answer: str | None) -> int | None:
     """The label that a judge gave, 0 or 1.
 

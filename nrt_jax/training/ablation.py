@@ -126,8 +126,12 @@ def table(rows: Sequence[Mapping[str, Any]], base: str) -> str:
 def _cell(heading: str, values: Sequence[float]) -> str:
     if not values:
         return "-"
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ({min(values):.2f} to {max(values):.2f})" if heading == "accuracy" else mean
+    return spread(values) if heading == "accuracy" else f"{statistics.fmean(values):.2f}"
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """A table's cell: mean over seeds, with the lowest and the highest."""
+    return f"{statistics.fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def _last_entropy(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from nrt_jax.rewards import JudgeConfig
 from nrt_jax.rewards.judge import Judge, Judgement
 from nrt_jax.tasks.judging import Judged
+from nrt_jax.training.ablation import spread
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.pretrain import PretrainConfig
 
@@ -122,5 +123,4 @@ def tables(judges: Mapping[str, Sequence[Mapping]], policies: Mapping[str, Seque
 
 def _cell(values: Iterable[float]) -> str:
     values = list(values)
-    digits = 0 if max(values) > 1 else 3
-    return f"{statistics.fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return spread(values, digits=0 if max(values) > 1 else 3)

@@ -17,7 +17,6 @@ is resumed. Its KL is against the start of the level's own run.
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from nrt_jax.errors import UserError
 from nrt_jax.evaluation import answer_questions, summarise
 from nrt_jax.tasks import TASKS
 from nrt_jax.training import loop, setup, workdir
-from nrt_jax.training.ablation import accuracy_curve
+from nrt_jax.training.ablation import accuracy_curve, spread
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.config_io import to_dict
 from nrt_jax.training.pretrain import PretrainConfig, pretrain
@@ -233,9 +232,7 @@ def tables(
 
 
 def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return spread(values) if values else "-"
 
 
 def _short(accuracies: Mapping[str, float]) -> str:
