@@ -11,6 +11,8 @@ import pytest
 
 from nrt_jax.errors import UserError
 from nrt_jax.training.metrics import CompilationCounter, MetricsWriter, Progress, read_metrics
+from nrt_jax.training.step import Outcome
+from nrt_jax.training.traces import Sample
 from nrt_jax.training.wandb_run import open_run
 from tests.fixtures_run import curves, events
 
@@ -156,6 +158,23 @@ def test_histograms_and_texts_reach_tensorboard(tmp_path):
     counted, text = [(e.step, v) for e in events(file.read_bytes()) for v in e.summary.value]
     assert counted[0] == 3 and counted[1].histo.num == 3 and sum(counted[1].histo.bucket) == 3
     assert text[1].metadata.plugin_data.plugin_name == "text" and text[1].tensor.string_val == [b"    <b>text"]
+
+
+def test_the_histogram_of_gains_holds_each_answer_token_of_each_trace_once():
+    """log c_i of two questions, three traces and two tokens, of which the second question has one."""
+    log_probs = np.log(np.array([[[0.5, 0.25], [0.75, 0.5], [1.0, 1.0]], [[0.5, 0.9], [0.25, 0.9], [0.75, 0.9]]]))
+    traces = dict.fromkeys(("reward", "advantage", "trace_length", "num_sampled", "entropy", "matched", "finished"))
+    outcome = Outcome(
+        **traces | {"reward": np.zeros((2, 3)), "trace_length": np.ones((2, 3))},
+        rewards={},
+        baseline=None,
+        reward_std=None,
+        log_probs=log_probs,
+        base_log_probs=np.log(np.array([[0.25, 0.5], [0.5, 0.1]])),
+        answer_mask=np.array([[True, True], [True, False]]),
+    )
+    gains = Sample(1, np.zeros(()), np.zeros(()), outcome).histograms()["token_gain_histogram"]
+    assert sorted(gains) == pytest.approx([-0.25, -0.25, 0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75])
 
 
 def test_weights_and_biases_gets_the_numbers_of_each_step_and_is_finished(tmp_path, monkeypatch):
