@@ -18,8 +18,9 @@ broken by leaving out their last rules; a puzzle is checked by all assignments t
 
 Ours: a chain leads over fresh letters from a goal to a given one; with the probability of cycles a link gets one more
 rule, back from a letter nearer to the goal; letters can be given as false, which is what makes `not` true; with a
-single goal, a coin decides whether it is the reachable one, or the answer would always be the same; a distractor that
-would change what is reachable is drawn again; level 0.
+single goal, a coin decides whether it is the reachable one, or the answer would always be the same; the letter at the
+end of a broken chain is given all the same, and a distractor stands in for each rule left out, so that neither number
+tells the answer; a distractor that would change what is reachable is drawn again; level 0.
 
 A goal is reachable if the rules derive it from what is given. It is then true in every assignment that satisfies rules
 and givens; and there is one assignment (`_counter_model`) that satisfies them and in which no unreachable goal is
@@ -60,7 +61,7 @@ class Level:
 
 
 LEVELS = {
-    0: Level((2, 2), 1, (1, 2), 0.0),
+    0: Level((2, 3), 1, (1, 2), 0.0),
     1: Level((2, 3), 1, (3, 5), 0.10),
     2: Level((3, 4), 2, (5, 7), 0.15),
     3: Level((4, 5), 2, (7, 9), 0.20),
@@ -243,13 +244,13 @@ class AbductionTask(PuzzleTask):
         def is_as_meant(puzzle: Abduction) -> bool:
             return {goal for goal in goals if goal in puzzle.derived} == {reachable} - {""} and puzzle.is_sound
 
-        puzzle = _draw_chains(rng, numbers, goals, reachable)
+        puzzle, num_left_out = _draw_chains(rng, numbers, goals, reachable)
         while not is_as_meant(puzzle):
-            puzzle = _draw_chains(rng, numbers, goals, reachable)
+            puzzle, num_left_out = _draw_chains(rng, numbers, goals, reachable)
         letters = sorted(
             {literal.letter for rule in puzzle.rules for literal in rule.body}.union(goals, puzzle.true, puzzle.false)
         )
-        for _ in range(rng.randint(*numbers.distractors)):
+        for _ in range(rng.randint(*numbers.distractors) + num_left_out):
             more = _with_distractor(rng, puzzle, letters)
             while len(more.rules) == len(puzzle.rules) or not is_as_meant(more):
                 more = _with_distractor(rng, puzzle, letters)
@@ -261,25 +262,27 @@ class AbductionTask(PuzzleTask):
         return parse_pairs(text, WORDS)
 
 
-def _draw_chains(rng: random.Random, level: Level, goals: list[str], reachable: str) -> Abduction:
-    """A whole chain to `reachable`, broken ones to the other goals."""
+def _draw_chains(rng: random.Random, level: Level, goals: list[str], reachable: str) -> tuple[Abduction, int]:
+    """A whole chain to `reachable`, broken ones to the other goals; and the number of links that these lack."""
     free = [letter for letter in LETTERS if letter not in goals]
     rng.shuffle(free)
     false = {free.pop() for _ in range(NUM_FALSE)}
     true = {free.pop() for _ in range(NUM_TRUE)}
     facts = [*map(Literal, sorted(true)), *(Literal(letter, positive=False) for letter in sorted(false))]
     rules: list[Rule] = []
+    num_left_out = 0
     for goal in sorted(goals, key=lambda goal: goal != reachable):  # the reachable one first
         depth = rng.randint(*level.depth)
         chain = [goal, *rng.sample(free, depth)]
         links = [_link(rng, chain, i, facts, free, level.p_cycle) for i in range(depth)]
+        true.add(chain[-1])
         if goal == reachable:
-            true.add(chain[-1])
             free = [letter for letter in free if letter not in chain]  # The others' chains must not meet this one.
         else:
-            links = links[: -rng.randint(1, depth - 1)]
+            left = rng.randint(1, depth - 1)
+            links, num_left_out = links[:left], num_left_out + depth - left
         rules += [rule for link in links for rule in link]
-    return Abduction(tuple(dict.fromkeys(rules)), frozenset(true), frozenset(false), tuple(goals))
+    return Abduction(tuple(dict.fromkeys(rules)), frozenset(true), frozenset(false), tuple(goals)), num_left_out
 
 
 def _link(
