@@ -9,10 +9,10 @@
     answer  22
 
 Known: k = 6 to 10 operations by level, each +a or -b (1 to 4) or xc (2 to 4), of the three kinds equally often; the
-start of 1 to 5; that the last term is masked. Ours: 2k + 1 terms before it, so that every operation is seen twice (the
-published generator shows 6 to 10 terms, which often do not determine the answer); the question tells the family of
-rules, and whatever rule of it fits the shown terms gives the same answer; terms are limited; the
-solution; level 0, of two operations and small terms.
+start of 1 to 5; that the last term is masked. Ours: 2k + 1 to 3k terms before it, so that every operation is seen twice
+(the published generator shows 6 to 10 terms, which often do not determine the answer) and their number does not say
+which of them is masked; the question tells the family of rules, and whatever rule of it fits the shown terms gives the
+same answer; terms are limited; the solution; level 0, of two operations and small terms.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Induction(Puzzle):
 
     Attributes:
         operations: One period of them.
-        terms: All terms, 2k + 2.
+        terms: All terms, the last of which is masked.
     """
 
     operations: tuple[Operation, ...]
@@ -108,10 +108,11 @@ class InductionTask(PuzzleTask):
     def draw(self, rng: random.Random, level: int) -> Induction:
         """Sequences until one determines its answer."""
         k = LEVELS[level]
+        num_steps = 2 * k + 1 + rng.randrange(k)  # Drawn once: long sequences are refused more often.
         starts, lowest, highest = (START, -MAX_TERM, MAX_TERM) if level else (MINI_START, 0, MAX_MINI_TERM)
         while True:
             operations = tuple(rng.choice(rng.choice((ADD, SUBTRACT, MULTIPLY))) for _ in range(k))
-            repeated = itertools.islice(itertools.cycle(operations), 2 * k + 1)
+            repeated = itertools.islice(itertools.cycle(operations), num_steps)
             start = rng.randint(*starts)
             terms = tuple(itertools.accumulate(repeated, lambda term, operation: apply(operation, term), initial=start))
             puzzle = Induction(operations, terms)

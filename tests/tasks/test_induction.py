@@ -55,6 +55,14 @@ def test_all_rules_that_fit_the_shown_terms_give_the_answer(level):
         assert TASK.is_correct(example, example.answer)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_each_operation_is_masked_equally_often(level):
+    """Else its place would tell the answer, and nobody would have to find the period."""
+    k = PERIODS[level]
+    masked = np.bincount([(len(shown) - 1) % k for _, shown in instances(level)], minlength=k)
+    assert np.all(np.abs(masked - 1000 / k) < 5 * np.sqrt(1000 / k))  # 5 standard deviations at most
+
+
 def test_fewer_terms_as_published_leave_several_answers():
     """The proof above can fail: with the 10 terms that the published generator shows at most, it nearly always does."""
     unique = [len(predictions(shown[:10])) == 1 for _, shown in instances("3")]
