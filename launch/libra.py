@@ -4,8 +4,9 @@ python -m launch.libra                                            the embedded m
 python -m launch.libra --seeds 0 --output runs/libra0             a part of it
 
 Stages, each in a folder or a file of its own: a base that knows judging (or --base), judging tasks from its answers and
-other models', rejection sampling, SFT, GRPO, a test of all three judges, and a policy trained with the last judge on
-questions without labels, beside those trained on labels with a verifier in its place, and with NRT.
+other models', a judge trained on verdicts alone; rejection sampling, SFT, GRPO; a test of all judges, and a policy
+trained with the last one on questions without labels, beside those trained on labels with a verifier in its place, and
+with NRT.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from launch import chains, cli, judgements, pretrain
-from nrt_jax.errors import UserError
 from nrt_jax.tasks import judging
 from nrt_jax.training import loop, setup, workdir
 from nrt_jax.training.config import TrainConfig
@@ -25,11 +25,14 @@ from nrt_jax.training.judged import load_judge
 from nrt_jax.training.libra import JUDGES, POLICIES, LibraConfig, measure, tables
 from nrt_jax.training.metrics import METRICS_FILE, read_metrics
 
+#: Seed of the questions that judging tasks and non-judging chains are made of. Policies have other seeds, and so none
+#: of them is trained on a question whose labels its judge has seen.
+QUESTIONS_SEED = 2**31
+
 
 def main(config: LibraConfig) -> None:
     """Runs what is not finished, and writes the tables."""
-    if not config.seeds:
-        raise UserError("seeds: is empty; expected at least one number")
+    config.validate()
     output = Path(config.output)
     with workdir.disk_errors(output), workdir.owned(output):
         workdir.prepare(output, to_dict(config), resume_may_change=("output", "seeds"))
@@ -40,7 +43,7 @@ def _run(config: LibraConfig, output: Path) -> None:
     started = time.monotonic()
     base = config.base or str(_unless_there(output / "base", lambda path: _pretrain(config, path)))
     tasks = _unless_there(output / "judging", lambda path: _judging_tasks(config, base, path))
-    other = _unless_there(output / "other.jsonl", lambda path: _chains(config, base, config.data, path, seed=0))
+    other = _unless_there(output / "other.jsonl", lambda p: _chains(config, base, config.data, p, QUESTIONS_SEED))
     judged: dict[str, list] = {name: [] for name in JUDGES}
     summaries: dict[str, list] = {name: [] for name in POLICIES}
     for seed in config.seeds:
@@ -50,7 +53,7 @@ def _run(config: LibraConfig, output: Path) -> None:
             path = folder / f"{name}.json"
             _unless_there(path, lambda path, checkpoint=checkpoint: _measure(config, checkpoint, tasks, path))
             judged[name].append(json.loads(path.read_text(encoding="utf-8")))
-        for name, run in _policies(config, trained["grpo"], seed).items():
+        for name, run in config.policies(trained["grpo"], seed).items():
             summaries[name].append(_train(run, folder / name))
     text = tables(judged, summaries)
     (output / "tables.md").write_text(text + "\n", encoding="utf-8")
@@ -92,16 +95,25 @@ def _judging_tasks(config: LibraConfig, base: str, path: Path) -> None:
         "verifier": policy.verifier,
         "dataset": dataclasses.replace(policy.dataset, size=config.questions),
         "text": policy.text,
+        "seed": QUESTIONS_SEED,
     }
-    parts = []
+    rows: dict[str, list[judging.Judged]] = {"train.jsonl": [], "test.jsonl": []}
     for i, (models, trace) in enumerate(((config.generators, policy.trace), ((base,), config.sft.trace))):
-        parts.append(path.with_name(f"{path.name}.{i}"))
-        judgements.main(judgements.JudgementsConfig(output=str(parts[-1]), checkpoints=models, trace=trace, **for_all))
-    path.mkdir()
-    for name in ("train.jsonl", "test.jsonl"):
-        (path / name).write_text("".join((part / name).read_text(encoding="ascii") for part in parts), "ascii")
-    for part in parts:
+        part = path.with_name(f"{path.name}.{i}")
+        judgements.main(judgements.JudgementsConfig(output=str(part), checkpoints=models, trace=trace, **for_all))
+        for name, of_all in rows.items():
+            of_all += _read(part / name)
         _remove(part)
+    made = judging.make_tasks(rows["train.jsonl"], test_share=0.0, tests=rows["test.jsonl"])
+    path.mkdir()
+    for name, chosen in zip(rows, (made.train, made.test), strict=True):
+        lines = (json.dumps(dataclasses.asdict(row)) + "\n" for row in chosen)
+        (path / name).write_text("".join(lines), encoding="ascii")
+    print(made)
+
+
+def _read(path: Path) -> list[judging.Judged]:
+    return [judging.parse_row(json.loads(line)) for line in path.read_text(encoding="ascii").splitlines()]
 
 
 def _chains(config: LibraConfig, base: str, data: str, path: Path, seed: int) -> None:
@@ -132,40 +144,23 @@ def _longest(run: TrainConfig) -> int:
 
 
 def _train_judge(config: LibraConfig, base: str, tasks: Path, other: Path, folder: Path, seed: int) -> dict[str, str]:
-    """The judge's checkpoints by stage."""
+    """The judges' checkpoints, by the names of JUDGES."""
     train, test = (f"{judging.PREFIX}{tasks / name}" for name in ("train.jsonl", "test.jsonl"))
     kept = _unless_there(folder / "chains.jsonl", lambda path: _chains(config, base, train, path, seed))
-    sft, grpo = folder / "sft", folder / "grpo"
-    share = config.other_share
-    dataset = dataclasses.replace(config.sft.dataset, weights=(1 - share, share), held_out=test)
-    _train(dataclasses.replace(config.sft, model=base, data=(str(kept), str(other)), dataset=dataset, seed=seed), sft)
-    dataset = dataclasses.replace(config.grpo.dataset, held_out=test)
-    _train(dataclasses.replace(config.grpo, model=str(sft / "hf"), data=(train,), dataset=dataset, seed=seed), grpo)
-    return {"base": base, "sft": str(sft), "grpo": str(grpo)}
+    trained = {"base": base}
+    for name, run in config.judges(
+        base, train, test, (str(kept), str(other)), str(folder / "sft" / "hf"), seed
+    ).items():
+        _train(run, folder / name)
+        trained[name] = str(folder / name)
+    return trained
 
 
 def _measure(config: LibraConfig, checkpoint: str, tasks: Path, path: Path) -> None:
     judge = load_judge(dataclasses.replace(config.judge, model=checkpoint))
-    lines = (tasks / "test.jsonl").read_text(encoding="ascii").splitlines()
-    found = measure(judge, [judging.parse_row(json.loads(line)) for line in lines])
+    found = measure(judge, _read(tasks / "test.jsonl"))
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{checkpoint}: {', '.join(f'{name} {value:.3f}' for name, value in found.items())}")
-
-
-def _policies(config: LibraConfig, judge: str, seed: int) -> dict[str, TrainConfig]:
-    """The same policy, questions and sampling; with the judge it never sees a label."""
-    run = dataclasses.replace(config.policy, data=(config.data,), seed=seed)
-    by_answer = dataclasses.replace(run, advantage=dataclasses.replace(run.advantage, clip="none"))
-    weights = {name: dataclasses.replace(run.reward, intrinsic=0.0, **{name: 1.0}) for name in ("judge", "verifiable")}
-    return {
-        "with_judge": dataclasses.replace(
-            by_answer,
-            reward=weights["judge"],
-            judge=dataclasses.replace(config.judge, model=judge, thoughts=1),
-        ),
-        "with_verifier": dataclasses.replace(by_answer, reward=weights["verifiable"]),
-        "with_nrt": run,
-    }
 
 
 def _train(run: TrainConfig, folder: Path) -> dict[str, Any]:

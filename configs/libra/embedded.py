@@ -35,7 +35,7 @@ def get_config() -> LibraConfig:
         tests=200,
         pretrain=dataclasses.replace(
             pretrain,
-            skill=dataclasses.replace(pretrain.skill, steps=900),
+            skill=dataclasses.replace(pretrain.skill, steps=1300),
             habit=dataclasses.replace(pretrain.habit, steps=150),
         ),
         judge=JudgeConfig(thoughts=3, max_thought_length=48, trace=sft.TRACE),

@@ -86,7 +86,7 @@ class Judgement:
 
     @property
     def vote(self) -> int | None:
-        """The label of more verdicts; None where they are equal, or there are none."""
+        """The label of more verdicts, the first one's where they are equal; None where none can be read."""
         return judging.vote(self.verdicts)
 
     @property

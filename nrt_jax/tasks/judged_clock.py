@@ -1,11 +1,12 @@
 """Judging tasks on clock problems, with mistakes that a seed makes: what the demonstration's base is pretrained on.
 
     question  Mia starts at 3 o'clock. .. A response to this question: Mia stops .. at 9 .. at 6 .. Is the response ..
-    trace     From 3, reads 5 to 8, walks 4 to 12, sleeps 6 to 6. So 12 and 9 no, 6 and 6 yes.
+    trace     From 3, reads 5 to 8, .. So Mia and Mia yes, walking and walking yes, 12 and 9 no, 6 and 6 yes.
     answer    <verdict>incorrect</verdict>
 
-Half of the responses are right; of the others one hour or both are wrong. Half of the pretraining documents are these,
-half are clock problems themselves. A judge is trained and measured on what policies answer (`launch.judgements`).
+Half of the responses are right; of the others one or two of person, activity and both hours are wrong. Half of the
+pretraining documents are these, half are clock problems themselves. A judge is trained and measured on what policies
+answer (`launch.judgements`).
 """
 
 import dataclasses
@@ -15,10 +16,13 @@ from collections.abc import Mapping
 
 from nrt_jax.data.example import Example
 from nrt_jax.tasks import judging
-from nrt_jax.tasks.clock import HOURS, ClockTask
+from nrt_jax.tasks.clock import ACTIVITIES, HOURS, PEOPLE, ClockTask
 from nrt_jax.tasks.puzzle import Verdict
 
-_HOUR = re.compile(r"[0-9]+(?= o'clock)")
+#: What a response says, with each of its parts in a group, and what may stand there.
+_SAID = re.compile(r"(\w+)( stops )(\w+)( at )(\w+)( o'clock and is done at )(\w+)( o'clock\.)")
+_HOUR = tuple(map(str, range(1, HOURS + 1)))
+_CHOICES = (tuple(PEOPLE), tuple(ACTIVITIES.values()), _HOUR, _HOUR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +72,12 @@ def _judged(solved: Example, trace: str, rng: random.Random) -> Example:
         trace: The working or another trace, which becomes the thought; the working is compared with the response.
         rng: Of the mistakes.
     """
-    hours = _HOUR.findall(solved.answer)
-    said, label = list(hours), rng.randrange(2)
+    words = list(_SAID.fullmatch(solved.answer).groups())
+    right, label = words[::2], rng.randrange(2)
     if not label:
-        for i in rng.choice(((0,), (1,), (0, 1))):
-            said[i] = rng.choice([str(hour) for hour in range(1, HOURS + 1) if str(hour) != hours[i]])
-    replaced = iter(said)
-    response = _HOUR.sub(lambda _: next(replaced), solved.answer)
+        for i in rng.sample(range(len(right)), rng.randint(1, 2)):
+            words[2 * i] = rng.choice([word for word in _CHOICES[i] if word != right[i]])
     if trace == solved.trace:
-        compared = (f"{a} and {b} {'yes' if a == b else 'no'}" for a, b in zip(hours, said, strict=True))
+        compared = (f"{a} and {b} {'yes' if a == b else 'no'}" for a, b in zip(right, words[::2], strict=True))
         trace += f" So {', '.join(compared)}."
-    return judging.Judged(solved.question, response, label).example(trace)
+    return judging.Judged(solved.question, "".join(words), label).example(trace)

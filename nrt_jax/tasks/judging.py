@@ -81,9 +81,9 @@ def verdict(label: int) -> str:
 
 
 def vote(verdicts: Sequence[int | None]) -> int | None:
-    """The label of more verdicts; None where they are equal, or there are none."""
-    balance = verdicts.count(1) - verdicts.count(0)
-    return None if not balance else int(balance > 0)
+    """The label of more verdicts, the first one's where they are equal; None where none can be read."""
+    counts = collections.Counter(verdict for verdict in verdicts if verdict is not None)
+    return max(counts, key=counts.__getitem__, default=None)
 
 
 def parse_verdict(thought: str, answer: str | None) -> int | None:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from nrt_jax.errors import UserError
 from nrt_jax.rewards import JudgeConfig
 from nrt_jax.rewards.judge import Judge, Judgement
 from nrt_jax.tasks.judging import Judged
@@ -13,7 +14,12 @@ from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.pretrain import PretrainConfig
 
 #: Judges that are measured, and policies that are trained, by the name of their folder -> heading in the tables.
-JUDGES = {"base": "base", "sft": "after SFT", "grpo": "after SFT and GRPO"}
+JUDGES = {
+    "base": "base",
+    "direct": "after SFT on verdicts alone",
+    "sft": "after SFT on thoughts",
+    "grpo": "after SFT on thoughts and GRPO",
+}
 POLICIES = {
     "with_judge": "judge, unlabelled questions",
     "with_verifier": "verifier, labelled questions",
@@ -60,6 +66,65 @@ class LibraConfig:
     sft: TrainConfig = TrainConfig()
     grpo: TrainConfig = TrainConfig()
     policy: TrainConfig = TrainConfig()
+
+    def validate(self) -> None:
+        """Raises UserError for values that cannot work, before anything is made."""
+        for field in ("questions", "tests", "samples", "keep"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field}: {getattr(self, field)} is not positive; expected a number above 0")
+        for field in ("seeds", "generators"):
+            if not getattr(self, field):
+                raise UserError(f"{field}: is empty; expected one or more")
+        if not 0 < self.other_share < 1:
+            raise UserError(f"other_share: {self.other_share} cannot work; expected a number between 0 and 1")
+        if not 0 <= self.min_answer_prob <= 1:
+            raise UserError(f"min_answer_prob: {self.min_answer_prob} is no probability; expected 0 to 1")
+        for seed in self.seeds:
+            data = ("judging:train", "judging:test", ("chains", "other"), "sft")
+            for run in (*self.judges("base", *data, seed).values(), *self.policies("grpo", seed).values()):
+                run.validate()
+
+    def judges(
+        self, base: str, train: str, test: str, chains: tuple[str, str], tuned: str, seed: int
+    ) -> dict[str, TrainConfig]:
+        """The judges' runs in their order, by the names of `JUDGES`.
+
+        Args:
+            base: Model that the first two start from.
+            train: Judging tasks.
+            test: Judging tasks, held out.
+            chains: Judging chains and other ones.
+            tuned: Where the second one leaves the model that the third starts from.
+            seed: Of all.
+        """
+        sft = dataclasses.replace(self.sft, model=base, seed=seed)
+        grpo = dataclasses.replace(self.grpo, model=tuned, data=(train,), seed=seed)
+        weights = (1 - self.other_share, self.other_share)
+        runs = {
+            "direct": (dataclasses.replace(sft, objective="sft", data=(train,)), ()),
+            "sft": (dataclasses.replace(sft, data=chains), weights),
+            "grpo": (grpo, ()),
+        }
+        return {
+            name: dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, weights=shares, held_out=test))
+            for name, (run, shares) in runs.items()
+        }
+
+    def policies(self, judge: str, seed: int) -> dict[str, TrainConfig]:
+        """The policies' runs, by the names of `POLICIES`: the same policy, questions and sampling.
+
+        Args:
+            judge: Checkpoint; the policy that learns from it never sees a label.
+            seed: Of all.
+        """
+        run = dataclasses.replace(self.policy, data=(self.data,), seed=seed)
+        by_answer = dataclasses.replace(run, advantage=dataclasses.replace(run.advantage, clip="none"))
+        judged, verified = (
+            dataclasses.replace(by_answer, reward=dataclasses.replace(run.reward, intrinsic=0.0, **{name: 1.0}))
+            for name in ("judge", "verifiable")
+        )
+        how = dataclasses.replace(self.judge, model=judge, thoughts=1)
+        return {"with_judge": dataclasses.replace(judged, judge=how), "with_verifier": verified, "with_nrt": run}
 
 
 def measure(judge: Judge, rows: Sequence[Judged]) -> dict[str, Any]:

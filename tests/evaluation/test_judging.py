@@ -1,5 +1,6 @@
 """Measures of judges: a fixture worked out by hand, judges of known quality and bias, and scikit-learn's numbers."""
 
+import itertools
 import math
 
 import hypothesis
@@ -18,6 +19,7 @@ from nrt_jax.evaluation.judging import (
     reliability,
     report,
 )
+from nrt_jax.tasks.judging import vote
 
 #: (subset, model, label, verdict, P(correct), length)
 FIXTURE = [
@@ -69,6 +71,13 @@ def test_the_score_counts_every_subset_alike_whatever_its_size():
     right, wrong = Verdict(1, 1, subset="large"), Verdict(1, 0, subset="small")
     found = report([right] * 9 + [wrong])
     assert found["score"] == 50 and found["all"]["accuracy"] == 90
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_a_judge_that_tosses_a_coin_scores_50_however_often_it_does(n):
+    tosses = list(itertools.product((0, 1), repeat=n))
+    found = report([Verdict(label, vote(toss)) for label in (0, 1) for toss in tosses])
+    assert found["score"] == 50 and found["all"]["unparseable"] == 0
 
 
 @pytest.mark.parametrize(("always", "score", "f1"), [(1, 50, 100 / 3), (0, 50, 100 / 3), (None, 0, 0)])

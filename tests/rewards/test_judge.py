@@ -74,7 +74,7 @@ def judged():
 
 @pytest.mark.parametrize(
     ("verdicts", "vote"),
-    [((1, 1, 0), 1), ((0, None, None), 0), ((1, 0), None), ((None,), None), ((1, 0, None, 0), 0)],
+    [((1, 1, 0), 1), ((0, None, None), 0), ((1, 0), 1), ((None, 0, 1), 0), ((None,), None), ((1, 0, None, 0), 0)],
 )
 def test_the_vote_is_the_verdict_of_more_thoughts_and_a_soft_score_their_mean(verdicts, vote):
     p = tuple(0.1 * (i + 1) for i in range(len(verdicts)))
