@@ -47,14 +47,15 @@ class HintConfig:
 def boundaries(delimiter_log_probs: np.ndarray, steps: int, min_distance: int) -> np.ndarray:
     """Where the steps of a chain end, but for the last: [m - 1] int, ascending; 0 for levels that it lacks.
 
-    Candidates are the positions i with p(delimiter | z_1..z_i) > p(delimiter | z_1..z_i+1).
+    Candidates are the positions i with p(delimiter | z_1..z_i) > p(delimiter | z_1..z_i+1); a drop is the difference of
+    these probabilities, not of their logarithms, whose largest ones lie among wishes of no weight (1e-5 to 1e-10).
 
     Args:
         delimiter_log_probs: [Z + 1], log p(delimiter | x, z_1..z_i) at index i, of a chain of Z tokens.
         steps: m.
         min_distance: l.
     """
-    drop = delimiter_log_probs[:-1] - delimiter_log_probs[1:]
+    drop = -np.diff(np.exp(delimiter_log_probs.astype(np.float64)))
     length, chosen = len(drop), []
     for i in np.argsort(-drop, kind="stable"):
         if len(chosen) == steps - 1 or drop[i] <= 0:

@@ -27,11 +27,17 @@ def test_a_chain_is_cut_where_the_wish_to_stop_drops_and_steps_are_long_enough(w
     assert not real or all(b - a >= distance for a, b in itertools.pairwise([0, *real, len(wish) - 1]))
 
 
+def test_a_drop_is_one_of_probability():
+    """From 0.6 to 0.05; from there to 1e-9 is a larger one of the logarithm."""
+    wish = np.log([1e-3, 1e-3, 0.6, 0.05, 1e-9, 1e-9, 1e-9, 1e-9])
+    assert boundaries(wish, steps=2, min_distance=2) == [2]
+
+
 @settings(max_examples=200)
 @given(WISHES, st.integers(2, 6), st.integers(1, 9))
 def test_no_cut_that_was_left_out_could_be_added_or_drops_more_than_one_that_it_would_replace(wish, steps, distance):
     real = [int(i) for i in boundaries(wish, steps, distance) if i]
-    drop = wish[:-1] - wish[1:]
+    drop = np.exp(wish[:-1]) - np.exp(wish[1:])
     ends = [0, len(wish) - 1]
     for i in np.flatnonzero(drop > 0):
         if i in real or any(abs(i - end) < distance for end in ends):
