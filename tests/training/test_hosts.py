@@ -1,4 +1,7 @@
-"""Two processes of four devices each are one process of eight; they end together, and the run goes on with any."""
+"""A mesh is one device, and two processes of four devices are one of eight; they end together.
+
+All runs of the mesh here have the same programs, so that this process compiles them once.
+"""
 
 import contextlib
 import os
@@ -144,11 +147,51 @@ def assert_same_curve(folder, other):
         np.testing.assert_allclose([*record.values()], [other[name] for name in record], rtol=1e-5, atol=1e-5)
 
 
+def assert_same_answers(folder, other):
+    for name in ("answers_before.jsonl", "answers_after.jsonl"):
+        pairs = zip(loop.read_answers(folder / name), loop.read_answers(other / name), strict=True)
+        assert all((a.question, a.trace, a.answer) == (b.question, b.trace, b.answer) for a, b in pairs)
+
+
+def assert_same_params(folder, other, start):
+    """The exported parameters are those of another run, and not those that both started from."""
+    found, expected, before = (hf.load_model(path)[1]["layers"] for path in (folder / "hf", other / "hf", start))
+    for name in ("q", "down"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+        assert np.max(np.abs(found[name] - before[name])) > 1e-3
+
+
 def assert_ended_by_the_other(process, folder, i):
     assert process.wait(60) == 1  # Within a minute.
     assert said(folder, i)[1] == [
         "error: another process of this run has ended; start all of them again to resume the run"
     ]
+
+
+def test_a_run_on_a_mesh_is_that_of_one_device_and_may_go_on_there(tmp_path, inputs):
+    mesh = SHARED | REASONING | inputs
+    one = {name: value for name, value in mesh.items() if not name.startswith("mesh.")}
+    train_alone(tmp_path / "one", one)
+    train_alone(tmp_path / "mesh", mesh | {"steps": 1})
+    train_alone(tmp_path / "mesh", one)
+    assert_same_curve(tmp_path / "mesh", tmp_path / "one")
+    assert_same_answers(tmp_path / "mesh", tmp_path / "one")
+    assert_same_params(tmp_path / "mesh", tmp_path / "one", inputs["model"])
+
+
+def test_a_cpu_is_made_as_many_devices_as_the_mesh_asks_for():
+    """In a process of its own: here JAX has started, with eight."""
+    code = """
+from nrt_jax.parallel import MeshConfig
+from nrt_jax.training import setup
+from nrt_jax.training.config import RolloutConfig, TrainConfig
+config = TrainConfig(mesh=MeshConfig(data=2), rollout=RolloutConfig(prompts=8))
+print(setup.prepare(config).layout.train.size)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
 
 
 def test_two_processes_are_one(tmp_path, inputs):
@@ -162,15 +205,8 @@ def compare(folder, settings):
         train_alone(one, settings)
         assert [process.wait() for process in processes] == [0, 0], said(two, 0) + said(two, 1)
     assert_same_curve(two, one)
-    for name in ("answers_before.jsonl", "answers_after.jsonl"):
-        pairs = zip(loop.read_answers(two / name), loop.read_answers(one / name), strict=True)
-        assert all((answer.question, answer.trace) == (other.question, other.trace) for answer, other in pairs)
-    _, params = hf.load_model(two / "hf")
-    _, other = hf.load_model(one / "hf")
-    _, before = hf.load_model(settings["model"])
-    for name in ("q", "down"):
-        np.testing.assert_allclose(params["layers"][name], other["layers"][name], atol=1e-5)
-        assert np.max(np.abs(params["layers"][name] - before["layers"][name])) > 1e-3
+    assert_same_answers(two, one)
+    assert_same_params(two, one, settings["model"])
     assert "after training" in said(two, 0)[0]
     assert "training" not in said(two, 1)[0]
 
