@@ -45,5 +45,9 @@ def get_config() -> LibraConfig:
             optimizer=dataclasses.replace(reinforced.optimizer, learning_rate=2e-4),
             reward=dataclasses.replace(reinforced.reward, shaping=ShapingConfig(overlong_max=72, overlong_cache=24)),
         ),
-        policy=dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, every=10)),
+        policy=dataclasses.replace(
+            recipe,
+            rollout=dataclasses.replace(recipe.rollout, max_answer_length=24),
+            evaluation=dataclasses.replace(recipe.evaluation, every=10),
+        ),
     )
