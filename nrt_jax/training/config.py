@@ -26,7 +26,7 @@ class RolloutConfig:
         group_size: K, traces a question.
         max_trace_length: Z, most tokens of a trace.
         max_answer_length: Most tokens that are sampled after it and its delimiter, where a reward wants answers; 0 for
-            as many as the longest reference answer has.
+            as many as the longest reference answer has, or for `text.max_answer_length` where no reward looks at one.
         max_length: Most tokens of prompt, trace, delimiter and answer together; a longer sample loses the tail of its
             trace. 0 for what the model supports.
         temperature: Of sampling; scores and losses divide their logits by it too.
@@ -237,8 +237,18 @@ class TrainConfig:
         return dataclasses.replace(self.dataset, pairs=self.dataset.pairs or self.objective == "dpo")
 
     @property
+    def compares_answers(self) -> bool:
+        """A reward looks at the reference answers; else they may be dummies, and say nothing about sampled ones."""
+        is_unlabelled = self.reward.judge != 0 and not self.judge.audit
+        return not is_unlabelled and (self.reward.intrinsic != 0 or self.reward.verifiable != 0)
+
+    def max_answer_length(self, longest_reference: int) -> int:
+        """Most tokens of a sampled answer, EOS included, given those of the longest reference answer."""
+        known = longest_reference if self.compares_answers else self.text.max_answer_length
+        return self.rollout.max_answer_length or known
+
+    @property
     def max_sampled_length(self) -> int:
         """Most tokens that a row samples, its answer included where it has one."""
-        rollout = self.rollout
-        longest_answer = rollout.max_answer_length or self.text.max_answer_length
-        return rollout.max_trace_length + (1 + longest_answer if self.reward.samples_answer else 0)
+        longest_answer = self.max_answer_length(self.text.max_answer_length)
+        return self.rollout.max_trace_length + (1 + longest_answer if self.reward.samples_answer else 0)

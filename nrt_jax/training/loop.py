@@ -216,7 +216,7 @@ def _step(
 
 
 def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainState, LearnerBatch, Outcome, dict]:
-    answer_length = config.rollout.max_answer_length or setup.train.longest_answer
+    answer_length = config.max_answer_length(setup.train.longest_answer)
     copies = setup.copies(state.params)
     scorer = Scorer.of(config, setup, rows, copies, state)
     learner_batch, outcome = collect(

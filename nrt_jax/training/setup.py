@@ -182,7 +182,7 @@ def prepare(config: TrainConfig) -> Setup:
         held_out=data.held_out,
         limits=Limits(
             trace=config.rollout.max_trace_length,
-            answer=data.longest_answer,
+            answer=data.longest_answer if config.compares_answers else config.max_answer_length(data.longest_answer),
             chunk_size=config.rollout.chunk_size,
         ),
         model_folder=location.base,

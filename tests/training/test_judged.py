@@ -1,11 +1,14 @@
 """A judge's score as a reward: what a step is rewarded with is what the judge says elsewhere of the same answers."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 
+from nrt_jax import tasks
+from nrt_jax.data.encode import TextConfig
 from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import EvaluationConfig
@@ -19,12 +22,15 @@ from nrt_jax.training.optimizer import make_optimizer
 from nrt_jax.training.scorer import Scorer
 from nrt_jax.training.state import create_state
 from nrt_jax.training.step import sampling_config
+from nrt_jax.training.traces import TRACES_FILE
+from tests.fixtures_run import write_rows
 
 JUDGE = JudgeConfig(thoughts=2, max_thought_length=8, batch_size=8, trace=TraceFormatConfig())
 CONFIG = TrainConfig(
     data=("clock",),
     steps=1,
     updates_per_step=1,
+    text=TextConfig(max_prompt_length=256, max_answer_length=24),
     dataset=dataclasses.replace(TrainConfig().dataset, size=8),
     rollout=RolloutConfig(prompts=4, group_size=2, max_trace_length=24, chunk_size=24),
     reward=RewardConfig(intrinsic=0.0, judge=1.0),
@@ -93,11 +99,35 @@ def test_without_an_answer_nobody_is_asked_and_the_reward_is_nothing(sampled):
     np.testing.assert_array_equal(scorer(silent, lengths)["judge"], np.zeros((4, 2)))
 
 
-def test_a_run_learns_from_its_own_verdicts_and_says_how_good_they_are(tmp_path):
-    loop.train(CONFIG, setup.prepare(CONFIG), tmp_path / "run", log=lambda _: None)
+def test_a_run_without_labels_learns_from_its_own_verdicts_on_whole_answers(tmp_path):
+    """A dummy reference of one token does not say how long an answer may be."""
+    rows = [dataclasses.replace(e, answer="-") for e in tasks.get("clock").examples(8, 0)]
+    config = dataclasses.replace(CONFIG, data=(str(write_rows(tmp_path / "rows.jsonl", rows)),))
+    made = setup.prepare(config)
+    assert made.limits.answer == config.text.max_answer_length
+    loop.train(config, made, tmp_path / "run", log=lambda _: None)
     (record,) = read_metrics(tmp_path / "run" / METRICS_FILE)
     assert 0 <= record["reward"] <= 1
     assert 0 <= record["judge_accuracy"] <= 1 and 0 <= record["judge_unparseable"] <= 1
+    groups = [json.loads(line) for line in (tmp_path / "run" / TRACES_FILE).read_text().splitlines()]
+    longest = max(trace["tokens"] for group in groups for trace in group["traces"])
+    assert longest > config.rollout.max_trace_length + 1 + made.train.longest_answer
+
+
+@pytest.mark.parametrize(
+    ("reward", "audit", "longest"),
+    [
+        (RewardConfig(), True, 5),
+        (RewardConfig(intrinsic=0.0, verifiable=1.0), True, 5),
+        (RewardConfig(intrinsic=0.0, verifiable=1.0, judge=1.0), True, 5),
+        (RewardConfig(intrinsic=0.0, judge=1.0), True, 24),
+        (RewardConfig(judge=1.0), False, 24),
+    ],
+)
+def test_references_say_how_long_an_answer_may_be_only_where_a_reward_looks_at_them(reward, audit, longest):
+    config = dataclasses.replace(CONFIG, reward=reward, judge=dataclasses.replace(JUDGE, audit=audit))
+    assert config.max_answer_length(5) == longest
+    assert dataclasses.replace(config, rollout=RolloutConfig(max_answer_length=9)).max_answer_length(5) == 9
 
 
 @pytest.mark.parametrize(
