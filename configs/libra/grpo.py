@@ -1,6 +1,7 @@
 """Libra's second stage (arXiv 2507.21645): GRPO on judging tasks, with correctness and a length penalty.
 
-    python -m launch.train --config libra/grpo --model runs/sft --data judging:train.jsonl
+    python -m launch.train --config libra/grpo --model runs/sft --data judging:train.jsonl \
+        --dataset.held-out judging:test.jsonl
 
 Known: GRPO with a correctness reward and a length penalty. Ours: the penalty is 0 up to L_exp sampled tokens and falls
 linearly to -1 at L_max (`reward.shaping`, L_cache = L_max - L_exp); L_max is the longest thought that is sampled, L_exp

@@ -1,7 +1,8 @@
 """Libra's first stage (arXiv 2507.21645): fine-tuning on thoughts that end in the right verdict, and other data.
 
     python -m launch.chains --checkpoint DIR --data judging:train.jsonl --verifier.name verdict --output chains.jsonl
-    python -m launch.train --config libra/sft --model DIR --data chains.jsonl OTHER --dataset.weights 0.8 0.2
+    python -m launch.train --config libra/sft --model DIR --data chains.jsonl OTHER --dataset.weights 0.8 0.2 \
+        --dataset.held-out judging:test.jsonl
 
 Known: rejection sampling, then fine-tuning on what is kept, mixed with non-judging data. Ours: the weights, the
 learning rate, the trace format.

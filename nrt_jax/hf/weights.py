@@ -337,10 +337,18 @@ def check_tensors(checkpoint: Mapping[str, Any], specs: Sequence[TensorSpec], si
 
 
 def _check_tied(checkpoint: Mapping[str, Any]) -> None:
-    """Refuses a head of its own where the config ties it: some readers would use it, others would not."""
+    """Refuses a head of its own where the config ties it: some readers would use it, others would not.
+
+    An embedding that is not there, or no matrix of a known dtype, is left for `check_tensors` to name.
+    """
+    if "model.embed_tokens.weight" not in checkpoint:
+        return
     head, embedding = (checkpoint[name].get_slice(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
-    rows = head.get_shape()[0]
-    equal = head.get_shape() == embedding.get_shape() and all(
+    if len(embedding.get_shape()) != 2 or embedding.get_dtype() not in _STORED_DTYPES:
+        return
+    rows = embedding.get_shape()[0]
+    comparable = head.get_shape() == embedding.get_shape() and head.get_dtype() in _STORED_DTYPES
+    equal = comparable and all(
         np.array_equal(head[start : min(start + 4096, rows)], embedding[start : min(start + 4096, rows)])
         for start in range(0, rows, 4096)
     )
