@@ -152,7 +152,7 @@ def _sampled(config: JudgementsConfig) -> tuple[list[Judged], list[Judged]]:
                 answers = _answers(config, model, params, Rules(encoder, config.verifier), questions)
                 found += [
                     Judged(
-                        questions[i].example.question,
+                        questions[i].example.conversation,
                         answer.text,
                         int(answer.is_right),
                         subset=name,

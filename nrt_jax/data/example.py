@@ -24,6 +24,11 @@ class Example:
     history: tuple[tuple[str, str], ...] = ()
     pair: tuple[str, str] | None = None
 
+    @property
+    def conversation(self) -> str:
+        """The question with the turns before it, as one text: what a judge is told was asked."""
+        return "\n".join([*(content for _, content in self.history), self.question])
+
 
 class BadRow(UserError):
     """A row that is no example.

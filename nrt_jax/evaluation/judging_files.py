@@ -112,8 +112,7 @@ def pair(row: Row) -> Example:
         raise UserError(f"{row.where}: {problem}") from problem
     if example.pair is None:
         raise UserError(f"{row.where}: has no 'chosen' and 'rejected'; expected both")
-    question = "\n".join([*(content for _, content in example.history), example.question])
-    return Example(question, example.pair[0], pair=example.pair)
+    return Example(example.conversation, example.pair[0], pair=example.pair)
 
 
 def given_verdict(row: Row, judged: Judged) -> Verdict:

@@ -53,7 +53,7 @@ class Scorer:
         config, rules = self.config.judge, self.setup.rules
         read = {index: rules.read(tokens[index][: lengths[index]]) for index in np.ndindex(lengths.shape)}
         answered = [index for index, completion in read.items() if completion.answer is not None]
-        responses = [(self.rows[p].example.question, read[p, k].answer) for p, k in answered]
+        responses = [(self.rows[p].example.conversation, read[p, k].answer) for p, k in answered]
         judgements = self.judge.judge(responses)
         scores = np.zeros(lengths.shape, np.float32)
         for index, judgement in zip(answered, judgements, strict=True):

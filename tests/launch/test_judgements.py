@@ -7,11 +7,14 @@ import pytest
 
 from launch import cli, judgements
 from nrt_jax import tasks
+from nrt_jax.data.encode import Encoded
 from nrt_jax.data.example import Example
 from nrt_jax.data.rows import DataConfig, parse
 from nrt_jax.data.sources import open_rows
+from nrt_jax.evaluation.rejection import Sampled
 from nrt_jax.tasks import judging
 from nrt_jax.tasks.judging import Judged
+from tests.fixtures_run import write_model
 
 
 def run(folder, *flags) -> dict[str, list[Judged]]:
@@ -51,6 +54,38 @@ def test_files_with_labels_are_divided_by_question(tmp_path):
     for row in made["train"] + made["test"]:
         assert given[row.question, row.response] == row.label and row.subset == str(path)
     assert not {r.question for r in made["train"]} & {r.question for r in made["test"]}
+
+
+@pytest.fixture
+def random_model(tmp_path) -> str:
+    return str(write_model(tmp_path / "model"))
+
+
+@pytest.fixture
+def answered(monkeypatch) -> list[Encoded]:
+    """Samples nothing: of each question, its reference answer and a wrong one; the questions that were asked."""
+    asked: list[Encoded] = []
+
+    def answer(model, params, rules, rows, **how):
+        asked.extend(rows)
+        for i, row in enumerate(rows):
+            yield i, Sampled(row.example.answer, True)
+            yield i, Sampled("no", False)
+
+    monkeypatch.setattr(judgements, "judged_answers", lambda *args, **how: list(answer(*args, **how)))
+    return asked
+
+
+def test_a_task_of_a_chat_tells_the_turns_before_its_question(tmp_path, random_model, answered):
+    chats = [
+        [*({"role": "user", "content": f"What is {i} plus 3?"}, {"role": "assistant", "content": f"It is {i + 3}."}),
+         *({"role": "user", "content": "And then?"}, {"role": "assistant", "content": f"It is {i + 4}."})]
+        for i in range(6)
+    ]  # fmt: skip
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    made = run(tmp_path, "--checkpoints", random_model, "--data", str(tmp_path / "chats.jsonl"), "--test-share", "0")
+    asked = {f"What is {i} plus 3?\nIt is {i + 3}.\nAnd then?" for i in range(6)}
+    assert {row.question for row in made["train"]} == asked and len(made["train"]) == 12
 
 
 @pytest.mark.parametrize(

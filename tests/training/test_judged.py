@@ -90,6 +90,23 @@ def test_the_reward_is_what_the_same_judge_says_of_the_same_answers_elsewhere(sa
     }
 
 
+def test_a_judge_is_told_the_turns_before_a_question(sampled):
+    rows, tokens, lengths = sampled
+    chats = [
+        dataclasses.replace(
+            row, example=dataclasses.replace(row.example, history=(("user", f"{i}"), ("assistant", "so")))
+        )
+        for i, row in enumerate(rows)
+    ]
+    _, scorer = scorer_of(CONFIG, chats)
+    asked = []
+    scorer.judge = type("Deaf", (), {"judge": lambda self, responses: asked.extend(responses) or 1 / 0})()
+    with pytest.raises(ZeroDivisionError):
+        scorer(tokens, lengths)
+    told = {question for question, _ in asked}
+    assert told and told <= {f"{i}\nso\n{row.example.question}" for i, row in enumerate(rows)}
+
+
 def test_without_an_answer_nobody_is_asked_and_the_reward_is_nothing(sampled):
     rows, tokens, lengths = sampled
     made, scorer = scorer_of(CONFIG, rows)
