@@ -23,7 +23,7 @@ from nrt_jax.data.load import load, open_sources
 from nrt_jax.data.rows import DataConfig
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import EvaluationConfig
-from nrt_jax.evaluation.rejection import right_chains
+from nrt_jax.evaluation.rejection import readable, right_chains
 from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
 
 
@@ -47,7 +47,7 @@ class ChainsConfig:
         seed: Of the sampling, and of a task's questions.
         batch_size: Completions decoded at once.
         dtype: Compute dtype of the model.
-        verifier: How answers are judged.
+        verifier: How answers are judged; questions whose reference it cannot read are left out and counted.
         dataset: Columns, bad rows, size and level of a task.
         text: Template and length limits; of a run's checkpoint by default those of the run.
         trace: Trace format; of a run's checkpoint by default that of the run.
@@ -92,14 +92,16 @@ def main(config: ChainsConfig) -> None:
     model, params, tokenizer = checkpoints.load(config.checkpoint, dtype=config.dtype)
     trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
     encoder = Encoder(tokenizer, trace_format, config.text)
+    rules = Rules(encoder, config.verifier)
     longest = model.config.max_position_embeddings - config.max_new_tokens
-    rows = list(load(opened, encoder, config.dataset, num_held_out=config.held_out, max_length=longest))
+    data = load(opened, encoder, config.dataset, num_held_out=config.held_out, max_length=longest)
+    rows = readable(rules, list(data), where=f"data {', '.join(config.data)}")
 
     started, done = time.monotonic(), {}
     for found in right_chains(
         model,
         params,
-        Rules(encoder, config.verifier),
+        rules,
         rows,
         samples=config.samples,
         keep=config.keep,

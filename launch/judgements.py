@@ -25,7 +25,7 @@ from nrt_jax.data.load import load, open_sources
 from nrt_jax.data.rows import DataConfig
 from nrt_jax.data.sources import open_rows
 from nrt_jax.errors import UserError
-from nrt_jax.evaluation.rejection import Sampled, judged_answers
+from nrt_jax.evaluation.rejection import Sampled, judged_answers, readable
 from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
 from nrt_jax.tasks import judging
 from nrt_jax.tasks.judging import Judged
@@ -49,7 +49,7 @@ class JudgementsConfig:
         seed: Of the sampling, and of a task's questions.
         batch_size: Answers decoded at once.
         dtype: Compute dtype of the models.
-        verifier: How answers are judged.
+        verifier: How answers are judged; questions whose reference it cannot read are left out and counted.
         dataset: Columns, bad rows, size and level of a task.
         text: Template and length limits; of a run's checkpoint those of the run.
         trace: Trace format; of a run's checkpoint that of the run.
@@ -129,9 +129,21 @@ def _labelled(name: str, config: JudgementsConfig) -> list[Judged]:
     return rows
 
 
-def _sampled(config: JudgementsConfig) -> tuple[list[Judged], list[Judged]]:
-    """Answers of all checkpoints to the questions of all sources, and to those that tasks hold out."""
-    rows, held_out = [], []
+@dataclasses.dataclass(frozen=True)
+class _Questions:
+    """What one checkpoint is to answer of one source: `train`, and of a task also what it holds out."""
+
+    checkpoint: str
+    source: str
+    rules: Rules
+    trace: TraceFormatConfig
+    train: list[Encoded]
+    held_out: list[Encoded]
+
+
+def _questions(config: JudgementsConfig) -> list[_Questions]:
+    """For each source and checkpoint; all is read and checked before anything is sampled."""
+    found = []
     for name in config.data:
         dataset = dataclasses.replace(config.dataset, weights=(), held_out="")
         opened = open_sources([name], dataset, num_held_out=config.held_out, seed=config.seed)
@@ -140,28 +152,40 @@ def _sampled(config: JudgementsConfig) -> tuple[list[Judged], list[Judged]]:
             text, trace = (
                 dataclasses.replace(getattr(config, part), **_fields(settings, part)) for part in ("text", "trace")
             )
-            model, params, tokenizer = checkpoints.load(checkpoint, dtype=config.dtype)
-            trace_format, model, params, tokenizer = formats.resolve(trace, model, params, tokenizer)
+            model, tokenizer = checkpoints.load_description(checkpoints.locate(checkpoint), dtype=config.dtype)
+            trace_format, model, _, tokenizer = formats.resolve(trace, model, {}, tokenizer)
             encoder = Encoder(tokenizer, trace_format, text)
             longest = model.config.max_position_embeddings - config.max_new_tokens
             data = load(opened, encoder, dataset, num_held_out=config.held_out, max_length=longest)
-            is_task = tasks.is_task(name)
-            train = list(data) if is_task else [*data, *data.held_out]
-            for questions, found in ((train, rows), (data.held_out if is_task else [], held_out)):
-                questions = questions[: config.questions or None]
-                answers = _answers(config, model, params, Rules(encoder, config.verifier), questions)
-                found += [
-                    Judged(
-                        questions[i].example.conversation,
-                        answer.text,
-                        int(answer.is_right),
-                        subset=name,
-                        model=checkpoint,
-                        reference=questions[i].example.answer,
-                    )
-                    for i, answer in answers
-                ]
-            print(f"{checkpoint}, {name}: {len(rows)} and {len(held_out)} held-out responses so far", file=sys.stderr)
+            rules, where = Rules(encoder, config.verifier), f"data {name}"
+            parts = (data, data.held_out) if tasks.is_task(name) else ([*data, *data.held_out], [])
+            rows = (readable(rules, part[: config.questions or None], where=where) for part in parts)
+            found.append(_Questions(checkpoint, name, rules, trace, *rows))
+    return found
+
+
+def _sampled(config: JudgementsConfig) -> tuple[list[Judged], list[Judged]]:
+    """Answers of all checkpoints to the questions of all sources, and to those that tasks hold out."""
+    rows, held_out = [], []
+    for asked in _questions(config):
+        model, params, tokenizer = checkpoints.load(asked.checkpoint, dtype=config.dtype)
+        _, model, params, _ = formats.resolve(asked.trace, model, params, tokenizer)
+        for questions, found in ((asked.train, rows), (asked.held_out, held_out)):
+            found += [
+                Judged(
+                    questions[i].example.conversation,
+                    answer.text,
+                    int(answer.is_right),
+                    subset=asked.source,
+                    model=asked.checkpoint,
+                    reference=questions[i].example.answer,
+                )
+                for i, answer in _answers(config, model, params, asked.rules, questions)
+            ]
+        print(
+            f"{asked.checkpoint}, {asked.source}: {len(rows)} and {len(held_out)} held-out responses so far",
+            file=sys.stderr,
+        )
     return rows, held_out
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from launch import chains, cli
 from nrt_jax import tasks
+from nrt_jax.data.example import Example
 from nrt_jax.data.rows import DataConfig, parse
 from nrt_jax.data.sources import open_rows
 from nrt_jax.evaluation import generation, rejection
@@ -76,6 +77,20 @@ def test_the_probability_of_an_answer_is_that_of_its_tokens_after_the_delimiter(
     assert rejection._answer_prob(rules, generation.Completion([1, 2], [-0.1, -0.1], "stop")) == 0.0
 
 
+def test_references_that_the_verifier_cannot_read_are_left_out_before_anything_is_sampled(
+    tmp_path, monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr(
+        chains, "right_chains", lambda model, params, rules, rows, **how: asked.extend(rows) or [{0: [], 1: []}]
+    )
+    rows = [examples(1)[0], Example("What is blue?", "a colour"), *examples(2, start=8)]  # The last one is held out.
+    path = str(write_rows(tmp_path / "rows.jsonl", rows))
+    assert run(tmp_path, "--verifier.name", "number", data=path) == []
+    assert [row.example for row in asked] == [rows[0], rows[2]]
+    assert "1 of 3 questions left out; the first: verifier.name: 'number'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
@@ -83,6 +98,7 @@ def test_the_probability_of_an_answer_is_that_of_its_tokens_after_the_delimiter(
         (["--temperature", "0"], "temperature: 0.0 cannot work"),
         (["--verifier.name", "exakt"], "verifier.name: unknown value 'exakt'"),
         (["--max-new-tokens", "5000"], "longer than"),
+        (["--verifier.name", "verdict"], "is none; expected <verdict>correct</verdict>"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, problem):

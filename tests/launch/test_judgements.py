@@ -14,7 +14,7 @@ from nrt_jax.data.sources import open_rows
 from nrt_jax.evaluation.rejection import Sampled
 from nrt_jax.tasks import judging
 from nrt_jax.tasks.judging import Judged
-from tests.fixtures_run import write_model
+from tests.fixtures_run import examples, write_model, write_rows
 
 
 def run(folder, *flags) -> dict[str, list[Judged]]:
@@ -86,6 +86,27 @@ def test_a_task_of_a_chat_tells_the_turns_before_its_question(tmp_path, random_m
     made = run(tmp_path, "--checkpoints", random_model, "--data", str(tmp_path / "chats.jsonl"), "--test-share", "0")
     asked = {f"What is {i} plus 3?\nIt is {i + 3}.\nAnd then?" for i in range(6)}
     assert {row.question for row in made["train"]} == asked and len(made["train"]) == 12
+
+
+def test_references_that_the_verifier_cannot_read_are_left_out_before_anything_is_sampled(
+    tmp_path, random_model, answered, capsys
+):
+    rows = [*examples(5), Example("What is blue?", "a colour"), *examples(1, start=30)]
+    data = ["--data", str(write_rows(tmp_path / "rows.jsonl", rows)), "--verifier.name", "number"]
+    made = run(tmp_path, "--checkpoints", random_model, *data, "--test-share", "0")
+    assert {row.question for row in made["train"]} == {e.question for e in rows if e.answer != "a colour"}
+    assert "1 of 7 questions left out; the first: verifier.name: 'number' compares numbers" in capsys.readouterr().err
+
+
+def test_where_the_verifier_can_read_no_reference_of_a_source_nobody_is_asked(tmp_path, random_model, answered, capsys):
+    good, bad = (str(tmp_path / name) for name in ("good.jsonl", "bad.jsonl"))
+    write_rows(tmp_path / "good.jsonl", examples(4))
+    write_rows(tmp_path / "bad.jsonl", [Example("What is blue?", "a colour")] * 3)
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, "--checkpoints", random_model, "--data", good, bad, "--verifier.name", "number")
+    error = capsys.readouterr().err
+    assert "'a colour' has none" in error and "all 3 rows of data" in error and error.count("\n") == 1
+    assert not answered and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
