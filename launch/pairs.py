@@ -22,6 +22,7 @@ class PairsConfig:
 
     Attributes:
         input: JSONL file. A row has a question, a response and a score; rows of one question need not be neighbours.
+            Empty responses are left out and counted.
         output: JSONL file to write.
         question_column: Name of the question in a row.
         response_column: Name of the response: all of a completion that is to be learned, its trace included.
@@ -44,20 +45,26 @@ def main(config: PairsConfig) -> None:
     rows = jsonl.read(config.input, field="input", adds=())
     jsonl.check_writable(config.output, field="output")
     by_question: dict[str, list[jsonl.Row]] = {}
+    num_empty = 0
     for row in rows:
-        row.text(config.response_column, may_be_empty=True)
+        response = row.text(config.response_column, may_be_empty=True)
         _score(row, config)
-        by_question.setdefault(row.text(config.question_column), []).append(row)
-    pairs = list(filter(None, (_pair(question, group, config) for question, group in by_question.items())))
+        group = by_question.setdefault(row.text(config.question_column), [])
+        if response.strip():
+            group.append(row)
+        else:
+            num_empty += 1  # It has a score, 0 or any other, and there is nothing in it to learn.
+    pairs = list(filter(None, (_pair(question, group, config) for question, group in by_question.items() if group)))
     if not pairs:
         raise UserError(
-            f"input: no pair is left of the {len(by_question)} questions of {config.input!r}; expected some with two "
-            f"responses whose {config.score_column!r} differ{f' by {config.min_gap}' if config.min_gap else ''}"
+            f"input: no pair is left of the {len(by_question)} questions of {config.input!r}, "
+            f"{num_empty} of whose {len(rows)} responses are empty; expected some with two responses whose "
+            f"{config.score_column!r} differ{f' by {config.min_gap}' if config.min_gap else ''}"
         )
     jsonl.write(config.output, pairs, field="output")
     print(
-        f"{len(pairs)} pairs of {len(by_question)} questions with {len(rows)} responses; the others have one response, "
-        f"or scores that do not differ; written to {config.output}"
+        f"{len(pairs)} pairs of {len(by_question)} questions with {len(rows)} responses, {num_empty} of which are empty; "
+        f"the others have one response, or scores that do not differ; written to {config.output}"
     )
 
 

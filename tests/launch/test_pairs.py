@@ -31,8 +31,16 @@ def test_the_best_response_is_chosen_and_the_worst_rejected(tmp_path, capsys):
     assert row == {"question": "a", "chosen": "good", "rejected": "bad", "score_chosen": 0.9, "score_rejected": 0.1,
                    "answer": "7", "subset": "s"}  # fmt: skip
     assert parse(row, DataConfig(pairs=True)) == Example("a", "7", pair=("good", "bad"))
-    assert capsys.readouterr().out.startswith("1 pairs of 3 questions with 6 responses;")
+    assert capsys.readouterr().out.startswith("1 pairs of 3 questions with 6 responses, 0 of which are empty")
     assert run(tmp_path, rows[::-1]) == [row]
+
+
+@pytest.mark.parametrize("score", [0.95, 0.7, 0.05])
+def test_empty_responses_are_left_out_wherever_they_rank(score, tmp_path, capsys):
+    rows = [{"question": q, "response": r, "p_correct": p} for q, r, p in [("a", " ", score), *SCORED, ("d", "", 1)]]
+    (row,) = run(tmp_path, rows)
+    assert (row["chosen"], row["rejected"]) == ("good", "bad")
+    assert "1 pairs of 4 questions with 8 responses, 2 of which are empty" in capsys.readouterr().out
 
 
 def test_columns_have_the_names_that_are_given_and_labels_are_scores(tmp_path):
@@ -49,7 +57,8 @@ def test_columns_have_the_names_that_are_given_and_labels_are_scores(tmp_path):
         (SCORED, ["--min-gap=-1"], "min_gap: -1.0 cannot work"),
         ([("a", "x", None)], [], "'p_correct' is None; expected a number"),
         ([("a", "same", 0.1), ("a", "same ", 0.9)], [], "no pair is left"),
-        ([("a", " ", 0.5)], [], "line 1: 'response' is ' '; expected non-empty text"),
+        ([("a", " ", 0.5), ("a", "x", 0.1)], [], "1 of whose 2 responses are empty"),
+        ([("a", None, 0.5)], [], "line 1: 'response' is None; expected text"),
     ],
 )
 def test_what_gives_no_pair_is_refused_and_nothing_is_written(rows, flags, message, tmp_path, capsys):
