@@ -11,12 +11,11 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from launch import cli
-from launch.score import as_in_training
 from nrt_jax import checkpoints, jsonl, tasks
 from nrt_jax.data import formats
 from nrt_jax.data.encode import Encoded, Encoder, TextConfig
@@ -29,6 +28,7 @@ from nrt_jax.evaluation.rejection import Sampled, judged_answers, readable
 from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
 from nrt_jax.tasks import judging
 from nrt_jax.tasks.judging import Judged
+from nrt_jax.training.judged import as_trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class JudgementsConfig:
         dtype: Compute dtype of the models.
         verifier: How answers are judged; questions whose reference it cannot read are left out and counted.
         dataset: Columns, bad rows, size and level of a task.
-        text: Template and length limits; of a run's checkpoint those of the run.
-        trace: Trace format; of a run's checkpoint that of the run.
+        text: Template and length limits; of a run's checkpoint, what is left at its default is that of the run.
+        trace: Trace format; likewise.
     """
 
     output: str
@@ -148,10 +148,8 @@ def _questions(config: JudgementsConfig) -> list[_Questions]:
         dataset = dataclasses.replace(config.dataset, weights=(), held_out="")
         opened = open_sources([name], dataset, num_held_out=config.held_out, seed=config.seed)
         for checkpoint in config.checkpoints:
-            settings = as_in_training({"checkpoint": checkpoint})
-            text, trace = (
-                dataclasses.replace(getattr(config, part), **_fields(settings, part)) for part in ("text", "trace")
-            )
+            text = as_trained(checkpoint, "text", config.text, TextConfig())
+            trace = as_trained(checkpoint, "trace", config.trace, TraceFormatConfig())
             model, tokenizer = checkpoints.load_description(checkpoints.locate(checkpoint), dtype=config.dtype)
             trace_format, model, _, tokenizer = formats.resolve(trace, model, {}, tokenizer)
             encoder = Encoder(tokenizer, trace_format, text)
@@ -187,10 +185,6 @@ def _sampled(config: JudgementsConfig) -> tuple[list[Judged], list[Judged]]:
             file=sys.stderr,
         )
     return rows, held_out
-
-
-def _fields(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
-    return {name.partition(".")[2]: value for name, value in settings.items() if name.startswith(f"{part}.")}
 
 
 def _answers(config, model, params, rules: Rules, questions: Sequence[Encoded]) -> list[tuple[int, Sampled]]:

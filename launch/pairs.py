@@ -63,8 +63,8 @@ def main(config: PairsConfig) -> None:
         )
     jsonl.write(config.output, pairs, field="output")
     print(
-        f"{len(pairs)} pairs of {len(by_question)} questions with {len(rows)} responses, {num_empty} of which are empty; "
-        f"the others have one response, or scores that do not differ; written to {config.output}"
+        f"{len(pairs)} pairs of {len(by_question)} questions with {len(rows)} responses, {num_empty} of which are "
+        f"empty; the others have one response, or scores that do not differ; written to {config.output}"
     )
 
 

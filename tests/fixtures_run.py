@@ -7,7 +7,7 @@ import pathlib
 import jax
 from tensorboardX.proto.event_pb2 import Event
 
-from nrt_jax import hf
+from nrt_jax import checkpoints, hf
 from nrt_jax.data import Example
 from nrt_jax.data.rows import DataConfig
 from nrt_jax.evaluation import EvaluationConfig
@@ -16,6 +16,7 @@ from nrt_jax.models import Model, ModelConfig
 from nrt_jax.training.config import CheckpointConfig, ReportConfig, RolloutConfig, TrainConfig
 from nrt_jax.training.metrics import read_metrics
 from nrt_jax.training.optimizer import OptimizerConfig
+from nrt_jax.training.workdir import CONFIG_FILE
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
@@ -56,6 +57,14 @@ def write_model(folder: pathlib.Path) -> pathlib.Path:
     model = Model(config)
     hf.save(folder, model, model.init(jax.random.key(0)), tokenizer())
     return folder
+
+
+def write_run(folder: pathlib.Path, monkeypatch, **sections: dict) -> str:
+    """A run's folder with that model, and sections of its config; nothing else is a checkpoint while the test runs."""
+    description = write_model(folder / checkpoints.DESCRIPTION)
+    (folder / CONFIG_FILE).write_text(json.dumps(sections))
+    monkeypatch.setattr(checkpoints, "locate", lambda path: checkpoints.Location(description, in_state=True))
+    return str(folder)
 
 
 def write_config(folder: pathlib.Path) -> TrainConfig:

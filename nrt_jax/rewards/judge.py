@@ -52,8 +52,8 @@ class JudgeConfig:
         batch_size: Responses judged at once.
         seed: Of the thoughts.
         audit: The verifier judges, too, for the metric `judge_accuracy`; not for rows without a reference answer.
-        text: Template of a checkpoint; of a run's folder that of the run.
-        trace: Trace format of a checkpoint; of a run's folder that of the run.
+        text: Template of a checkpoint; of a run's folder, what is left at its default is as in the run.
+        trace: Trace format of a checkpoint; likewise.
     """
 
     model: str = "policy"

@@ -14,7 +14,7 @@ from nrt_jax.data.sources import open_rows
 from nrt_jax.evaluation.rejection import Sampled
 from nrt_jax.tasks import judging
 from nrt_jax.tasks.judging import Judged
-from tests.fixtures_run import examples, write_model, write_rows
+from tests.fixtures_run import examples, tokenizer, write_model, write_rows, write_run
 
 
 def run(folder, *flags) -> dict[str, list[Judged]]:
@@ -107,6 +107,19 @@ def test_where_the_verifier_can_read_no_reference_of_a_source_nobody_is_asked(tm
     error = capsys.readouterr().err
     assert "'a colour' has none" in error and "all 3 rows of data" in error and error.count("\n") == 1
     assert not answered and not (tmp_path / "out").exists()
+
+
+def test_a_run_answers_as_it_was_trained_but_for_what_the_user_says(tmp_path, monkeypatch, answered):
+    trained = {"text": {"template": "Q: {question}", "max_answer_length": 50}, "trace": {"closing": "</think>"}}
+    model = write_run(tmp_path / "run", monkeypatch, **trained)
+    data = ["--data", str(write_rows(tmp_path / "rows.jsonl", examples(2))), "--test-share", "0"]
+    prompts = []
+    for flags in ([], ["--text.template", "{question}!"]):
+        run(tmp_path, "--checkpoints", model, *data, *flags)
+        prompts += [tokenizer().decode(row.prompt, skip_special_tokens=True) for row in answered]
+        answered.clear()
+    asked = [e.question for e in examples(2)]
+    assert prompts == [f"Q: {q}" for q in asked] + [f"{q}!" for q in asked]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from nrt_jax.training.scorer import Scorer
 from nrt_jax.training.state import create_state
 from nrt_jax.training.step import sampling_config
 from nrt_jax.training.traces import TRACES_FILE
-from tests.fixtures_run import write_rows
+from tests.fixtures_run import write_rows, write_run
 
 JUDGE = JudgeConfig(thoughts=2, max_thought_length=8, batch_size=8, trace=TraceFormatConfig())
 CONFIG = TrainConfig(
@@ -145,6 +145,19 @@ def test_references_say_how_long_an_answer_may_be_only_where_a_reward_looks_at_t
     config = dataclasses.replace(CONFIG, reward=reward, judge=dataclasses.replace(JUDGE, audit=audit))
     assert config.max_answer_length(5) == longest
     assert dataclasses.replace(config, rollout=RolloutConfig(max_answer_length=9)).max_answer_length(5) == 9
+
+
+def test_a_runs_judge_is_asked_as_it_was_trained_but_for_what_the_user_says(tmp_path, monkeypatch):
+    trained = {"text": {"template": "Q: {question}", "system": "s"}, "trace": {"closing": "<|response_start|>"}}
+    model = write_run(tmp_path / "run", monkeypatch, **trained)
+    same = load_judge(JudgeConfig(model)).encoder
+    assert (same.config.template, same.config.system, same.format.opening) == ("Q: {question}", "s", ())
+    asked = JudgeConfig(
+        model, text=TextConfig(template="{question}?"), trace=TraceFormatConfig("<think>", "</answer>", "any")
+    )
+    other = load_judge(asked).encoder
+    assert (other.config.template, other.config.system) == ("{question}?", "s")
+    assert other.tokenizer.decode([other.format.delimiter]) == "</answer>" and other.format != same.format
 
 
 @pytest.mark.parametrize(
