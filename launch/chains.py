@@ -23,7 +23,7 @@ from nrt_jax.data.load import load, open_sources
 from nrt_jax.data.rows import DataConfig
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import EvaluationConfig
-from nrt_jax.evaluation.rejection import readable, right_chains
+from nrt_jax.evaluation.rejection import at_most, readable, right_chains
 from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
 
 
@@ -40,6 +40,8 @@ class ChainsConfig:
         output: JSONL file to write.
         samples: Completions of each question.
         keep: Most that are kept of each; the first right ones.
+        keep_per_question: Most that are kept of all judging tasks whose responses are to one question, as many as
+            possible of different responses; 0 for no such limit.
         min_answer_prob: Least probability that the right answer had after its trace: above 0 it leaves out guesses,
             which are often right where there are few answers, as verdicts are.
         max_new_tokens: Of trace, delimiter and answer together.
@@ -59,6 +61,7 @@ class ChainsConfig:
     held_out: int = EvaluationConfig().questions
     samples: int = 8
     keep: int = 1
+    keep_per_question: int = 0
     min_answer_prob: float = 0.0
     max_new_tokens: int = 1024
     temperature: float = 1.0
@@ -75,6 +78,10 @@ class ChainsConfig:
         for name in ("held_out", "samples", "keep", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} cannot work; expected a number above 0")
+        if self.keep_per_question < 0:
+            raise UserError(
+                f"keep_per_question: {self.keep_per_question} cannot work; expected 0 for none, or a number above it"
+            )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise UserError(f"temperature: {self.temperature} cannot work; expected a number above 0")
         if not 0 <= self.min_answer_prob <= 1:
@@ -113,6 +120,8 @@ def main(config: ChainsConfig) -> None:
     ):
         done |= found
         print(f"{len(done)} of {len(rows)} questions, {sum(map(bool, done.values()))} with a chain", file=sys.stderr)
+    if config.keep_per_question:
+        done = at_most(config.keep_per_question, done)
     chains = [example for i in range(len(rows)) for example in done[i]]
     lines = [jsonl.Row(i, f"chain {i}", _row(example)) for i, example in enumerate(chains, 1)]
     jsonl.write(config.output, lines, field="output")

@@ -3,10 +3,11 @@
 The former are what StepHint cuts into hints and `sft_with_trace` learns from; the latter are what judges learn from.
 """
 
+import collections
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from nrt_jax.evaluation import generation
 from nrt_jax.models import Model, Params
 from nrt_jax.rewards import Completion, Rules
 from nrt_jax.rollout import Truncation
+from nrt_jax.tasks import judging
 
 
 def readable(rules: Rules, rows: Sequence[Encoded], *, where: str) -> list[Encoded]:
@@ -85,6 +87,24 @@ def right_chains(
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch_size": batch_size}
     for groups in _sample(model, params, rules, rows, samples, **sampling):
         yield {i: _right(rules, rows[i], sampled, min_answer_prob)[:keep] for i, sampled in groups.items()}
+
+
+def at_most(number: int, chains: Mapping[int, Sequence[Example]]) -> dict[int, list[Example]]:
+    """Keeps so many chains of each question that was judged: the first of each of its tasks, then the second ones.
+
+    Args:
+        number: Most chains of all judging tasks whose responses are to one question.
+        chains: By index of the task.
+    """
+    ranked = sorted((rank, i) for i, found in chains.items() for rank in range(len(found)))
+    count: collections.Counter[str] = collections.Counter()
+    kept: dict[int, list[Example]] = {i: [] for i in chains}
+    for rank, i in ranked:
+        key = judging.question_key(chains[i][rank].conversation)
+        count[key] += 1
+        if count[key] <= number:
+            kept[i].append(chains[i][rank])
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)

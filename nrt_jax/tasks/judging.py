@@ -32,6 +32,7 @@ VERDICTS = ("incorrect", "correct")
 #: Columns that a row must have.
 COLUMNS = ("question", "response", "label")
 
+_AFTER_QUESTION = "\n\nA response to this question:\n"
 _OPENING, _CLOSING = "<verdict>", "</verdict>"
 _ANSWER = re.compile(rf"\s*{_OPENING}\s*({'|'.join(VERDICTS)})\s*{_CLOSING}\s*")
 _TAG = re.compile(r"</?\s*verdict", re.IGNORECASE)
@@ -60,7 +61,7 @@ class Judged:
     @property
     def question_key(self) -> str:
         """The question without its spacing and letter case: what may not be in train and test."""
-        return " ".join(self.question.split()).casefold()
+        return _key(self.question)
 
     def example(self, trace: str | None = None) -> Example:
         """The judging task, perhaps with a thought as its demonstration."""
@@ -70,9 +71,18 @@ class Judged:
 def prompt(question: str, response: str) -> str:
     """What a judge is asked about a response; both texts stand in it as they are."""
     return (
-        f"{question}\n\nA response to this question:\n{response}\n\nIs the response correct? Think, then write "
+        f"{question}{_AFTER_QUESTION}{response}\n\nIs the response correct? Think, then write "
         f"{verdict(1)} or {verdict(0)} and nothing else."
     )
+
+
+def question_key(text: str) -> str:
+    """`Judged.question_key`, given a judge's prompt: of what stands before the response; of other text, of all of it."""
+    return _key(text.partition(_AFTER_QUESTION)[0])
+
+
+def _key(question: str) -> str:
+    return " ".join(question.split()).casefold()
 
 
 def verdict(label: int) -> str:

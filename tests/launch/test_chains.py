@@ -1,10 +1,13 @@
 """launch.chains keeps the traces of right answers, and what it writes is data to train on."""
 
+import dataclasses
 import json
 import math
 import types
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launch import chains, cli
 from nrt_jax import tasks
@@ -12,6 +15,7 @@ from nrt_jax.data.example import Example
 from nrt_jax.data.rows import DataConfig, parse
 from nrt_jax.data.sources import open_rows
 from nrt_jax.evaluation import generation, rejection
+from nrt_jax.tasks.judging import Judged
 from tests.fixtures_run import examples, write_rows
 
 NUM = 6
@@ -59,6 +63,38 @@ def test_the_verifier_decides_and_keep_limits(tmp_path):
     assert run(tmp_path, "--verifier.name", f"{__name__}:never") == []
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(["q", "Q ", "r", "s"]), st.integers(0, 3)), min_size=1, max_size=12),
+    st.integers(1, 5),
+)
+def test_of_all_judging_tasks_on_one_question_at_most_so_many_chains_are_kept(tasks_of, number):
+    asked = [question.strip().casefold() for question, _ in tasks_of]
+    made = [Judged(q, f"response {i}", i % 2).example() for i, (q, _) in enumerate(tasks_of)]
+    done = {i: [dataclasses.replace(made[i], trace=f"{i} {k}") for k in range(n)] for i, (_, n) in enumerate(tasks_of)}
+    kept = rejection.at_most(number, done)
+    for question in set(asked):
+        own = [i for i in done if asked[i] == question]
+        assert sum(len(kept[i]) for i in own) == min(number, sum(len(done[i]) for i in own))
+        # One more of a task than of another only if that has no more.
+        assert all(len(kept[i]) + 1 >= len(kept[j]) or kept[i] == done[i] for i in own for j in own)
+    assert all(kept[i] == done[i][: len(kept[i])] for i in done) and kept.keys() == done.keys()
+
+
+def test_the_limit_of_a_question_holds_for_what_is_written(tmp_path, monkeypatch):
+    rows = [Judged(f"q{i // 4}", f"response {i}", i % 2) for i in range(13)]  # The last one is held out.
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
+
+    def sample(model, params, rules, rows, **how):
+        yield {i: [dataclasses.replace(row.example, trace=f"{k}") for k in "ab"] for i, row in enumerate(rows)}
+
+    monkeypatch.setattr(chains, "right_chains", sample)
+    flags = ("--verifier.name", "verdict", "--keep", "2")
+    assert len(run(tmp_path, *flags, data=f"judging:{path}")) == 24
+    kept = run(tmp_path, *flags, "--keep-per-question", "3", data=f"judging:{path}")
+    assert [(row["question"][:2], row["trace"]) for row in kept] == [(f"q{i}", "a") for i in range(3) for _ in range(3)]
+
+
 def test_answers_that_were_guesses_can_be_left_out(tmp_path):
     flags = ("--keep", "6", "--verifier.name", f"{__name__}:always")
     answered = run(tmp_path, *flags)
@@ -95,6 +131,7 @@ def test_references_that_the_verifier_cannot_read_are_left_out_before_anything_i
     ("flags", "problem"),
     [
         (["--samples", "0"], "samples: 0 cannot work"),
+        (["--keep-per-question", "-1"], "keep_per_question: -1 cannot work"),
         (["--temperature", "0"], "temperature: 0.0 cannot work"),
         (["--verifier.name", "exakt"], "verifier.name: unknown value 'exakt'"),
         (["--max-new-tokens", "5000"], "longer than"),
