@@ -2,18 +2,22 @@
 
 python -m launch.judgements --checkpoints DIR [DIR ...] --data SOURCE --samples 4 --output judging
 python -m launch.judgements --labelled FILE [FILE ...] --output judging
+python -m launch.judgements --checkpoints DIR [DIR ...] --data SOURCE --unlabelled true --output responses
 
 The output folder gets train.jsonl and test.jsonl, of different questions. A row has the fields of Libra Bench:
 question, response, label (1 for right, 0 for wrong), subset, model, reference; `--data judging:FILE` reads them.
+
+Without labels it gets responses.jsonl instead, for `launch.judge`: question, response, completion (with the thought
+before it, for `launch.pairs --response-column completion`) and model. No verifier is asked.
 """
 
 import dataclasses
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from launch import cli
 from nrt_jax import checkpoints, jsonl, tasks
@@ -24,7 +28,7 @@ from nrt_jax.data.load import load, open_sources
 from nrt_jax.data.rows import DataConfig
 from nrt_jax.data.sources import open_rows
 from nrt_jax.errors import UserError
-from nrt_jax.evaluation.rejection import Sampled, judged_answers, readable
+from nrt_jax.evaluation.rejection import Sampled, answers, readable
 from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
 from nrt_jax.tasks import judging
 from nrt_jax.tasks.judging import Judged
@@ -36,10 +40,12 @@ class JudgementsConfig:
     """Judging tasks.
 
     Attributes:
-        output: Folder for train.jsonl and test.jsonl.
+        output: Folder for train.jsonl and test.jsonl, or for responses.jsonl.
         checkpoints: Who answers the questions of `data`; each in any form that `launch.train` takes as a model.
         data: Questions and answers, as in `launch.train`.
         labelled: Files of responses that have labels already.
+        unlabelled: Only samples answers, to be judged: no verifier, labels, parts or balance. Rows need an answer column
+            that is not empty, such as `-`, which nothing looks at; of a task, its training questions are answered.
         questions: Most questions of each source that are answered; 0 for all.
         held_out: Questions that a task holds out; all become tests.
         samples: Answers of each checkpoint to each question.
@@ -59,6 +65,7 @@ class JudgementsConfig:
     checkpoints: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     labelled: tuple[str, ...] = ()
+    unlabelled: bool = False
     questions: int = 0
     held_out: int = 256
     samples: int = 4
@@ -91,6 +98,8 @@ class JudgementsConfig:
                 f"data: {len(self.data)} sources with {len(self.checkpoints)} checkpoints and {len(self.labelled)} "
                 "labelled files; expected --data and --checkpoints together, or --labelled"
             )
+        if self.unlabelled and self.labelled:
+            raise UserError("unlabelled: True cannot work with --labelled; expected --data and --checkpoints alone")
         get_verifier(self.verifier.name)
 
 
@@ -103,18 +112,53 @@ def main(config: JudgementsConfig) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):  # Before anything is sampled.
         raise UserError(f"output: {str(there)!r} cannot be written; choose another folder than {config.output!r}")
-    given = [row for name in config.labelled for row in _labelled(name, config)]
-    rows, tests = _sampled(config)
-    made = judging.make_tasks([*given, *rows], test_share=config.test_share, tests=tests)
+    parts, summary = _unlabelled(config) if config.unlabelled else _judging_tasks(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output: cannot make {config.output!r}: {error.strerror}; choose another folder") from error
-    for name, part in (("train", made.train), ("test", made.test)):
-        lines = [jsonl.Row(i, f"{name} {i}", dataclasses.asdict(row)) for i, row in enumerate(part, 1)]
-        jsonl.write(str(folder / f"{name}.jsonl"), lines, field="output")
-    print(made)
-    print(f"written to {folder}: train.jsonl and test.jsonl, as many right as wrong responses of each subset and model")
+    for name, rows in parts.items():
+        lines = [jsonl.Row(i, f"{name} {i}", row) for i, row in enumerate(rows, 1)]
+        jsonl.write(str(folder / name), lines, field="output")
+    print(f"{summary}\nwritten to {folder}: {' and '.join(parts)}")
+
+
+def _judging_tasks(config: JudgementsConfig) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """The rows of each file, and what is to be said of them."""
+    rows, tests = [row for name in config.labelled for row in _labelled(name, config)], []
+    for asked, is_held_out, row, answer in _sampled(config):
+        judged = Judged(
+            row.example.conversation,
+            answer.text,
+            int(answer.is_right),
+            subset=asked.source,
+            model=asked.checkpoint,
+            reference=row.example.answer,
+        )
+        (tests if is_held_out else rows).append(judged)
+    made = judging.make_tasks(rows, test_share=config.test_share, tests=tests)
+    parts = {"train.jsonl": made.train, "test.jsonl": made.test}
+    summary = f"{made}\nas many right as wrong responses of each subset and model"
+    return {name: list(map(dataclasses.asdict, part)) for name, part in parts.items()}, summary
+
+
+def _unlabelled(config: JudgementsConfig) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """Likewise, for answers that are to be judged."""
+    rows = [
+        {
+            "question": row.example.conversation,
+            "response": answer.text,
+            "completion": f"{answer.trace}{asked.trace.closing}{answer.text}",
+            "model": asked.checkpoint,
+        }
+        for asked, _, row, answer in _sampled(config)
+    ]
+    if not rows:
+        raise UserError(
+            f"checkpoints: {', '.join(config.checkpoints)} gave no answer within {config.max_new_tokens} tokens; "
+            "expected some that write a trace, the delimiter (--trace.closing), an answer and EOS, or more --max-new-tokens"
+        )
+    return {"responses.jsonl": rows}, f"{len(rows)} responses to {len({row['question'] for row in rows})} questions"
 
 
 def _labelled(name: str, config: JudgementsConfig) -> list[Judged]:
@@ -155,52 +199,41 @@ def _questions(config: JudgementsConfig) -> list[_Questions]:
             encoder = Encoder(tokenizer, trace_format, text)
             longest = model.config.max_position_embeddings - config.max_new_tokens
             data = load(opened, encoder, dataset, num_held_out=config.held_out, max_length=longest)
-            rules, where = Rules(encoder, config.verifier), f"data {name}"
-            parts = (data, data.held_out) if tasks.is_task(name) else ([*data, *data.held_out], [])
-            rows = (readable(rules, part[: config.questions or None], where=where) for part in parts)
-            found.append(_Questions(checkpoint, name, rules, trace, *rows))
+            rules = Rules(encoder, config.verifier)
+            is_task, most = tasks.is_task(name), config.questions or None
+            parts = (data[:most], data.held_out[:most]) if is_task else ([*data, *data.held_out][:most], [])
+            if config.unlabelled:
+                parts = (parts[0], [])
+            else:
+                parts = (readable(rules, part, where=f"data {name}") for part in parts)
+            found.append(_Questions(checkpoint, name, rules, trace, *parts))
     return found
 
 
-def _sampled(config: JudgementsConfig) -> tuple[list[Judged], list[Judged]]:
-    """Answers of all checkpoints to the questions of all sources, and to those that tasks hold out."""
-    rows, held_out = [], []
+def _sampled(config: JudgementsConfig) -> Iterator[tuple[_Questions, bool, Encoded, Sampled]]:
+    """Who was asked, whether a task holds the question out, the question, an answer; of all checkpoints and sources."""
     for asked in _questions(config):
         model, params, tokenizer = checkpoints.load(asked.checkpoint, dtype=config.dtype)
         _, model, params, _ = formats.resolve(asked.trace, model, params, tokenizer)
-        for questions, found in ((asked.train, rows), (asked.held_out, held_out)):
-            found += [
-                Judged(
-                    questions[i].example.conversation,
-                    answer.text,
-                    int(answer.is_right),
-                    subset=asked.source,
-                    model=asked.checkpoint,
-                    reference=questions[i].example.answer,
-                )
-                for i, answer in _answers(config, model, params, asked.rules, questions)
-            ]
-        print(
-            f"{asked.checkpoint}, {asked.source}: {len(rows)} and {len(held_out)} held-out responses so far",
-            file=sys.stderr,
-        )
-    return rows, held_out
-
-
-def _answers(config, model, params, rules: Rules, questions: Sequence[Encoded]) -> list[tuple[int, Sampled]]:
-    if not questions:
-        return []
-    return judged_answers(
-        model,
-        params,
-        rules,
-        questions,
-        samples=config.samples,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        seed=config.seed,
-        batch_size=config.batch_size,
-    )
+        count = 0
+        for questions, is_held_out in ((asked.train, False), (asked.held_out, True)):
+            if not questions:
+                continue
+            for i, answer in answers(
+                model,
+                params,
+                asked.rules,
+                questions,
+                samples=config.samples,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                is_verified=not config.unlabelled,
+            ):
+                count += 1
+                yield asked, is_held_out, questions[i], answer
+        print(f"{asked.checkpoint}, {asked.source}: {count} responses", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -109,18 +109,20 @@ def at_most(number: int, chains: Mapping[int, Sequence[Example]]) -> dict[int, l
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """An answer that a verifier has judged.
+    """An answer, which a verifier may have judged.
 
     Attributes:
         text: The answer without the thought.
-        is_right: Whether it is right.
+        trace: The thought.
+        is_right: Whether the verifier finds it right; None where it was not asked.
     """
 
     text: str
-    is_right: bool
+    trace: str
+    is_right: bool | None
 
 
-def judged_answers(
+def answers(
     model: Model,
     params: Params,
     rules: Rules,
@@ -131,6 +133,7 @@ def judged_answers(
     temperature: float,
     seed: int,
     batch_size: int,
+    is_verified: bool = True,
 ) -> list[tuple[int, Sampled]]:
     """Samples answers to questions, with what the verifier says of each: what a judge can learn from (V2V).
 
@@ -144,18 +147,23 @@ def judged_answers(
         temperature: Of the sampling.
         seed: Of the sampling.
         batch_size: Completions decoded at once.
+        is_verified: Whether the verifier is asked; else nothing looks at the reference answers.
 
     Returns:
         (index of the row, answer), in the order of the rows; completions that do not end in an answer, or in none that
-        the verifier can judge, are left out.
+        a verifier that is asked can judge, are left out.
     """
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch_size": batch_size}
     found: dict[int, list[Sampled]] = {}
     for groups in _sample(model, params, rules, rows, samples, **sampling):
         for i, sampled in groups.items():
             read = [rules.read(np.array(completion.token_ids, np.int32)) for completion in sampled]
-            verdicts = [(c.answer, rules.verdict(rows[i], c)) for c in read if c.well_formed]
-            found[i] = [Sampled(text, verdict == 1.0) for text, verdict in verdicts if verdict is not None]
+            read = [c for c in read if c.well_formed]
+            if is_verified:
+                verdicts = [(c, rules.verdict(rows[i], c)) for c in read]
+                found[i] = [Sampled(c.answer, c.trace, v == 1.0) for c, v in verdicts if v is not None]
+            else:
+                found[i] = [Sampled(c.answer, c.trace, None) for c in read]
     return [(i, answer) for i in sorted(found) for answer in found[i]]
 
 

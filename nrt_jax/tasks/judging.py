@@ -77,7 +77,7 @@ def prompt(question: str, response: str) -> str:
 
 
 def question_key(text: str) -> str:
-    """`Judged.question_key`, given a judge's prompt: of what stands before the response; of other text, of all of it."""
+    """`Judged.question_key`, given a judge's prompt: of what stands before the response; else of all the text."""
     return _key(text.partition(_AFTER_QUESTION)[0])
 
 

@@ -69,10 +69,10 @@ def answered(monkeypatch) -> list[Encoded]:
     def answer(model, params, rules, rows, **how):
         asked.extend(rows)
         for i, row in enumerate(rows):
-            yield i, Sampled(row.example.answer, True)
-            yield i, Sampled("no", False)
+            yield i, Sampled(row.example.answer, "hm", True if how["is_verified"] else None)
+            yield i, Sampled("no", "so", False if how["is_verified"] else None)
 
-    monkeypatch.setattr(judgements, "judged_answers", lambda *args, **how: list(answer(*args, **how)))
+    monkeypatch.setattr(judgements, "answers", lambda *args, **how: list(answer(*args, **how)))
     return asked
 
 
@@ -122,11 +122,33 @@ def test_a_run_answers_as_it_was_trained_but_for_what_the_user_says(tmp_path, mo
     assert prompts == [f"Q: {q}" for q in asked] + [f"{q}!" for q in asked]
 
 
+def test_answers_without_labels_are_those_of_all_questions_whatever_stands_for_their_references(
+    tmp_path, random_model, answered
+):
+    rows = [Example(e.question, "-") for e in examples(4)]
+    flags = ["--checkpoints", random_model, "--data", str(write_rows(tmp_path / "rows.jsonl", rows)), "clock"]
+    sizes = ["--dataset.size", "3", "--held-out", "3", "--verifier.name", "number"]
+    args = ["--output", str(tmp_path / "out"), *flags, *sizes, "--unlabelled", "true"]
+    cli.run(judgements.main, judgements.JudgementsConfig, "judgements", "", args=args)
+    (path,) = (tmp_path / "out").iterdir()
+    made = [json.loads(line) for line in path.read_text().splitlines()]
+    asked = [e.question for e in (*rows, *tasks.get("clock").examples(3, 0))]
+    assert path.name == "responses.jsonl" and [row["question"] for row in made] == [q for q in asked for _ in "ab"]
+    assert made[1] == {
+        "question": asked[0],
+        "response": "no",
+        "completion": "so<|response_start|>no",
+        "model": random_model,
+    }
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
         ([], "expected --data and --checkpoints together"),
         (["--data", "clock"], "expected --data and --checkpoints together"),
+        (["--labelled", "bad.jsonl", "--unlabelled", "true"], "unlabelled: True cannot work with --labelled"),
+        (["--unlabelled", "true"], "expected --data and --checkpoints together"),
         (["--labelled", "bad.jsonl"], "row 1: column 'label' is missing"),
         (["--labelled", "bad.jsonl", "--test-share", "1"], "test_share: 1.0 cannot work"),
     ],
