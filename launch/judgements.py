@@ -44,8 +44,8 @@ class JudgementsConfig:
         checkpoints: Who answers the questions of `data`; each in any form that `launch.train` takes as a model.
         data: Questions and answers, as in `launch.train`.
         labelled: Files of responses that have labels already.
-        unlabelled: Only samples answers, to be judged: no verifier, labels, parts or balance. Rows need an answer column
-            that is not empty, such as `-`, which nothing looks at; of a task, its training questions are answered.
+        unlabelled: Only samples answers, to be judged: no verifier, labels, parts or balance. Rows need an answer that
+            is not empty, such as `-`, which nothing looks at; of a task, its training questions are answered.
         questions: Most questions of each source that are answered; 0 for all.
         held_out: Questions that a task holds out; all become tests.
         samples: Answers of each checkpoint to each question.
@@ -156,7 +156,7 @@ def _unlabelled(config: JudgementsConfig) -> tuple[dict[str, list[dict[str, Any]
     if not rows:
         raise UserError(
             f"checkpoints: {', '.join(config.checkpoints)} gave no answer within {config.max_new_tokens} tokens; "
-            "expected some that write a trace, the delimiter (--trace.closing), an answer and EOS, or more --max-new-tokens"
+            "expected a trace, the delimiter (--trace.closing), an answer and EOS, or more --max-new-tokens"
         )
     return {"responses.jsonl": rows}, f"{len(rows)} responses to {len({row['question'] for row in rows})} questions"
 
