@@ -5,7 +5,9 @@ python -m launch.judge --input judged.jsonl --report report.json       a file in
 """
 
 import dataclasses
+import functools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -165,7 +167,7 @@ def _judge(config: MeasureConfig, responses: Sequence[tuple[str, str]]) -> list[
         text=config.text,
         trace=config.trace,
     )
-    return load_judge(how, dtype=config.dtype).judge(responses)
+    return load_judge(how, dtype=config.dtype).judge(responses, log=functools.partial(print, file=sys.stderr))
 
 
 def _check_free(rows: Sequence[jsonl.Row], adds: Sequence[str]) -> None:

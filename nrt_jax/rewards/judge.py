@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -129,12 +129,13 @@ class Judge:
                 f"positions; expected at most {positions - 2 - self._verdicts[0].shape[1]}, less room for the question"
             )
 
-    def judge(self, responses: Sequence[tuple[str, str]]) -> list[Judgement]:
+    def judge(self, responses: Sequence[tuple[str, str]], log: Callable[[str], None] | None = None) -> list[Judgement]:
         """Judges responses.
 
         Args:
             responses: Each a question and a response. What does not fit into the model, beside a thought, is given no
                 verdict and P = 0.
+            log: Takes a line after each batch, on how many are judged.
         """
         unique = list(dict.fromkeys(responses))
         rows = self.encoder.encode_many([judging.Judged(*texts, label=1).example() for texts in unique])
@@ -144,11 +145,15 @@ class Judge:
             if len(row.prompt) <= longest:
                 by_length.setdefault(_room(len(row.prompt)), []).append(i)
         found = dict.fromkeys(range(len(rows)), self._nothing())
+        done, total = 0, sum(map(len, by_length.values()))
         for length in sorted(by_length, reverse=True):  # What does not fit into memory fails at once.
             size = self.config.batch_size
             for start in range(0, len(by_length[length]), size):
                 part = by_length[length][start : start + size]
                 found |= zip(part, self._judge([rows[i] for i in part]), strict=True)
+                done += len(part)
+                if log:
+                    log(f"{done} of {total} different responses judged")
         index = {texts: i for i, texts in enumerate(unique)}
         return [found[index[texts]] for texts in responses]
 

@@ -149,9 +149,11 @@ def test_a_checkpoint_is_asked_as_in_training(tmp_path, capsys):
     """The judge of a folder: what is written is what `load_judge` makes of it."""
     checkpoint = str(write_model(tmp_path / "model"))
     path, out = write(tmp_path / "bench.jsonl", BENCH[:4]), str(tmp_path / "out.jsonl")
-    flags = ["--samples=2", "--max-thought-length=4", "--batch-size=8"]
+    flags = ["--samples=2", "--max-thought-length=4", "--batch-size=2"]
     run("--input", path, "--checkpoint", checkpoint, "--output", out, *flags)
-    config = JudgeConfig(checkpoint, thoughts=2, max_thought_length=4, batch_size=8)
+    said = [line for line in capsys.readouterr().err.splitlines() if "judged" in line]
+    assert said == [f"{done} of 4 different responses judged" for done in (2, 4)]
+    config = JudgeConfig(checkpoint, thoughts=2, max_thought_length=4, batch_size=2)
     expected = load_judge(config).judge([(row["question"], row["response"]) for row in BENCH[:4]])
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["p_correct"] for row in written] == [judgement.soft for judgement in expected]
