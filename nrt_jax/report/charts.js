@@ -16,12 +16,12 @@ const TITLES = {
   sampler_trainer_kl: ["KL of sampler and trainer", "numerics alone"],
 };
 const WIDTH = 340, HEIGHT = 190, LEFT = 46, RIGHT = 14, TOP = 8, BOTTOM = 22;
-const STEPS = [...new Set(RUNS.flatMap((run) => run.steps))].sort((a, b) => a - b);
+const STEPS = [...new Set(RUNS.flatMap((run) => run.curves.flatMap(({ steps }) => steps)))].sort((a, b) => a - b);
 const charts = [];
 
 function points(run, name) {
-  const values = run.metrics[name] || [];
-  return run.steps.map((step, i) => [step, values[i]]).filter(([, value]) => value !== null && value !== undefined);
+  const found = run.curves.find(({ metrics }) => Object.hasOwn(metrics, name));
+  return found ? found.steps.map((step, i) => [step, found.metrics[name][i]]) : [];
 }
 
 // The mean of a point and of the four on each side.
@@ -125,8 +125,7 @@ function show(names, parent) {
 }
 
 function drawCurves() {
-  const names = [...new Set(RUNS.flatMap((run) => Object.keys(run.metrics)))]
-    .filter((name) => RUNS.some((run) => points(run, name).length));
+  const names = [...new Set(RUNS.flatMap((run) => run.curves.flatMap(({ metrics }) => Object.keys(metrics))))];
   if (!names.length) {
     byId("curves").replaceChildren(byId("curves-title"), el("p", { class: "muted", text: "No step has been recorded yet." }));
     return;

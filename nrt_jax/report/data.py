@@ -28,30 +28,53 @@ def read_run(folder: pathlib.Path, max_traces: int) -> dict[str, Any]:
         max_traces: Most traces; above it, groups are left out evenly over the run.
 
     Returns:
-        config, environment (of each start), summary, num_records, steps and metrics (by name, a value a step or null),
-        alarms, difficulty, groups and num_groups (before any were left out).
+        config, environment (of each start), summary, last_step (0 before the first), curves, alarms, difficulty,
+        groups and num_groups (before any were left out).
 
     Raises:
         UserError: It is no run's folder, or one of its files is broken.
     """
     config = read_config(folder)
     records = _records(folder / METRICS_FILE)
-    thinned = [records[i] for i in _spread(len(records), MAX_POINTS)]
-    names = dict.fromkeys(name for record in records for name in record if name not in ("step", "time"))
     groups = _records(folder / "traces.jsonl")
     before, after = (_rows(folder / f"answers_{when}.jsonl") for when in ("before", "after"))
     return {
         "config": config,
         "environment": _rows(folder / "environment.jsonl"),
         "summary": _summary(folder / "summary.json"),
-        "num_records": len(records),
-        "steps": [record["step"] for record in thinned],
-        "metrics": {name: [_short(record.get(name)) for record in thinned] for name in names},
+        "last_step": records[-1]["step"] if records else 0,
+        "curves": curves(records),
         "alarms": [vars(alarm) for alarm in find_alarms(records)],
         "difficulty": difficulty(before, after),
         "groups": [_short_group(groups[i]) for i in _spread_traces(groups, max_traces)],
         "num_groups": len(groups),
     }
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics, each thinned over the records that have it: those of an evaluation stand in few.
+
+    Args:
+        records: Of `metrics.jsonl`.
+
+    Returns:
+        For metrics that stand in the same records: steps, at most MAX_POINTS, the first and the last among them; and
+        metrics, by name a value a step.
+    """
+    where: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        for name, value in record.items():
+            if name not in ("step", "time") and _short(value) is not None:
+                where.setdefault(name, []).append(i)
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, rows in where.items():
+        alike.setdefault(tuple(rows), []).append(name)
+    found = []
+    for rows, names in alike.items():
+        kept = [records[rows[i]] for i in _spread(len(rows), MAX_POINTS)]
+        metrics = {name: [_short(record[name]) for record in kept] for name in names}
+        found.append({"steps": [record["step"] for record in kept], "metrics": metrics})
+    return found
 
 
 def difficulty(before: Sequence[Mapping], after: Sequence[Mapping]) -> list[dict[str, Any]] | None:

@@ -14,7 +14,7 @@ function drawOverview() {
   const rows = [
     ["model", (run) => run.config.model], ["data", (run) => [run.config.data ?? "–"].flat().join(", ")],
     ["objective", (run) => run.config.objective === "nrt" ? `nrt, ${rewards(run.config.reward ?? {})}` : run.config.objective],
-    ["steps", (run) => `${format(run.steps[run.steps.length - 1] || 0)} of ${format(run.config.steps)}`],
+    ["steps", (run) => `${format(run.last_step)} of ${format(run.config.steps)}`],
     ["accuracy", (run) => "accuracy_after" in run.summary ? `${format(run.summary.accuracy_before)} → ${format(run.summary.accuracy_after)}` : format(last(run, "accuracy"))],
     ["accuracy, empty trace", (run) => "accuracy_empty_trace_after" in run.summary ?
       `${format(run.summary.accuracy_empty_trace_before)} → ${format(run.summary.accuracy_empty_trace_after)}` : "–"],

@@ -10,7 +10,7 @@ import pytest
 from launch import cli, report
 from nrt_jax.errors import UserError
 from nrt_jax.report import render, write_report
-from nrt_jax.report.data import DIFFICULTY, difficulty, read_run
+from nrt_jax.report.data import DIFFICULTY, MAX_POINTS, curves, difficulty, read_run
 from tests.report.runs import HOSTILE, group, write_run
 
 
@@ -34,10 +34,30 @@ def test_the_page_holds_the_run_as_it_is_in_the_folder(tmp_path):
     write_run(tmp_path / "run", steps=5)
     write_report([tmp_path / "run"], tmp_path / "page.html")
     (run,) = json.loads(Page((tmp_path / "page.html").read_text()).scripts[0])["runs"]
-    assert run["steps"] == [1, 2, 3, 4, 5] and run["metrics"]["entropy"][0] == 0.5
-    assert run["metrics"]["accuracy"] == [None, None, None, None, 0.25]
+    assert curve(run, "entropy") == [(i, pytest.approx(0.5 / i, rel=1e-4)) for i in range(1, 6)]
+    assert curve(run, "accuracy") == [(5, 0.25)] and run["last_step"] == 5
     assert [len(g["traces"]) for g in run["groups"]] == [3] * 5
     assert run["config"]["steps"] == 9 and run["name"] == "run"
+
+
+def curve(run, name):
+    """The points of a metric."""
+    (found,) = [part for part in run["curves"] if name in part["metrics"]]
+    return list(zip(found["steps"], found["metrics"][name], strict=True))
+
+
+def test_a_long_run_keeps_every_evaluation_and_bounded_curves():
+    """Evaluations stand in few records, so thinning all records alike would lose most of them."""
+    records = [{"step": i, "time": 0.0, "loss": 1 / i, "grown": None if i < 5 else i} for i in range(1, 5001)]
+    for record in records[99::100]:
+        record |= {"accuracy": record["step"] / 5000, "held_out_token_prob": 0.5}
+    found = {"curves": curves(records)}
+    assert curve(found, "accuracy") == [(i, i / 5000) for i in range(100, 5001, 100)]
+    assert len(curve(found, "held_out_token_prob")) == 50
+    for name, first in (("loss", 1), ("grown", 5)):
+        steps = [step for step, _ in curve(found, name)]
+        assert len(steps) == MAX_POINTS and (steps[0], steps[-1]) == (first, 5000) and set(np.diff(steps)) <= {4, 5, 6}
+    assert len(found["curves"]) == 3  # Those of the same records share their steps.
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -78,7 +98,7 @@ def test_a_run_that_goes_on_has_a_page(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
     run = read_run(tmp_path, 100)
-    assert run["steps"] == [1] and run["groups"] == [] and run["difficulty"] is None
+    assert curve(run, "loss") == [(1, 0.5)] and run["groups"] == [] and run["difficulty"] is None
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
