@@ -29,7 +29,7 @@ from nrt_jax.data.rows import DataConfig
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import Limits, generation, results
 from nrt_jax.evaluation.attempts import DecodingConfig, Record, attempt
-from nrt_jax.evaluation.questions import open_questions, take
+from nrt_jax.evaluation.questions import open_questions, shares, take
 from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
 from nrt_jax.training import workdir
 from nrt_jax.training.config import TrainConfig
@@ -67,7 +67,7 @@ class EvalConfig:
         output: JSON file to write. The records of questions go to a file of the same name that ends in .jsonl, those
             of `--against` to one that ends in .against.jsonl.
         samples: K, sampled completions of each question beside the greedy one; 0 for none.
-        questions: Most questions of all sources together; the first ones.
+        questions: Most questions of all sources together; the first ones of each, equally many where it has them.
         against: A second checkpoint, to be evaluated with the same settings on the same questions, and compared.
         compare: Two results of earlier evaluations, to be compared; nothing is evaluated.
         lm_eval: Tasks of lm-eval, such as `gsm8k,mmlu`, to be run in place of `data`.
@@ -168,7 +168,8 @@ def _evaluate(config: EvalConfig) -> None:
         content |= {"against": {"checkpoint": config.against, **summaries[1]}, "comparison": compared}
     workdir.write_json(config.output, content)
     for name, summary in zip(names, summaries, strict=True):
-        print(f"{name}\n{results.table(summary['metrics'], summary['by_difficulty'])}\n")
+        table = results.table(summary["metrics"], summary["by_difficulty"], summary.get("by_source", {}))
+        print(f"{name}\n{table}\n")
     if compared is not None:
         print(f"first {names[0]}, second {names[1]}\n{results.comparison_table(compared)}\n")
     records = Path(config.output).with_suffix(".jsonl")
@@ -177,11 +178,12 @@ def _evaluate(config: EvalConfig) -> None:
 
 def _summary(records: Sequence[Record], config: EvalConfig) -> dict[str, Any]:
     seed = config.decoding.seed
+    sources = results.by_source(records, seed)
     return {
         "questions": len(records),
         "metrics": results.summarise(records, seed),
         "by_difficulty": results.by_difficulty(records, seed),
-    }
+    } | ({"by_source": sources} if sources else {})
 
 
 def _records(config: EvalConfig, location: Location, asked: Location, opened) -> list[Record]:
@@ -192,16 +194,19 @@ def _records(config: EvalConfig, location: Location, asked: Location, opened) ->
     encoder = Encoder(tokenizer, trace_format, config.text)
     longest = model.config.max_position_embeddings
     if opened is None:
-        rows = _held_out_of_run(_config_of(asked.run), encoder, longest)[: config.questions]
+        parts = _held_out_of_run(_config_of(asked.run), encoder, longest, config.questions)
     else:
-        rows = take(opened, encoder, config.dataset, config.questions, longest - config.decoding.max_trace_length)
+        parts = take(opened, encoder, config.dataset, config.questions, longest - config.decoding.max_trace_length)
+    rows = [row for part in parts.values() for row in part]
     limits = Limits(
         trace=config.decoding.max_trace_length,
         answer=config.decoding.max_answer_length or max(len(row.answer) for row in rows),
         chunk_size=config.decoding.chunk_size,
     )
     rules = Rules(encoder, config.verifier)
-    return _ask(config, model, params, rules, rows, limits)
+    sources = [name for name, part in parts.items() for _ in part]
+    answered = _ask(config, model, params, rules, rows, limits)
+    return [dataclasses.replace(record, source=name) for record, name in zip(answered, sources, strict=True)]
 
 
 def _ask(config: EvalConfig, model, params, rules: Rules, rows: Sequence[Encoded], limits: Limits) -> list[Record]:
@@ -215,18 +220,24 @@ def _ask(config: EvalConfig, model, params, rules: Rules, rows: Sequence[Encoded
     return [done[i] for i in range(len(rows))]
 
 
-def _held_out_of_run(config: TrainConfig, encoder: Encoder, longest: int) -> list[Encoded]:
-    """The questions on which a run is evaluated.
+def _held_out_of_run(config: TrainConfig, encoder: Encoder, longest: int, most: int) -> dict[str, list[Encoded]]:
+    """The questions on which a run is evaluated, by their source.
 
     Args:
         config: Of the run.
         encoder: With the run's template and limits.
         longest: The model's `max_position_embeddings`.
+        most: Most of them, divided over the sources.
     """
-    most = config.evaluation.questions
-    opened = open_sources(config.data, config.rows, num_held_out=most, seed=config.seed)
+    held_out = config.evaluation.questions
+    opened = open_sources(config.data, config.rows, num_held_out=held_out, seed=config.seed)
     max_length = min(config.rollout.max_length or longest, longest)
-    return load(opened, encoder, config.rows, num_held_out=most, max_length=max_length).held_out
+    data = load(opened, encoder, config.rows, num_held_out=held_out, max_length=max_length)
+    parts: dict[str, list[Encoded]] = {}
+    for row, source in zip(data.held_out, data.held_out_sources, strict=True):
+        parts.setdefault(source, []).append(row)
+    counts = shares({name: len(part) for name, part in parts.items()}, most)
+    return {name: part[: counts[name]] for name, part in parts.items()}
 
 
 def _config_of(run: Path) -> TrainConfig:

@@ -41,6 +41,7 @@ class Data(Sequence[Encoded]):
         encoder: Text to ids.
         config: Weights, workers.
         held_out: Evaluation rows.
+        held_out_sources: The name of the source of each.
         scans: What the pass over each source found; those of training rows come first.
         longest_answer: Tokens of the longest y* of all rows, held-out ones included.
         has_traces: Whether training rows have demonstrations.
@@ -50,6 +51,7 @@ class Data(Sequence[Encoded]):
     encoder: Encoder
     config: DataConfig
     held_out: list[Encoded]
+    held_out_sources: list[str]
     scans: tuple[Scan, ...]
     longest_answer: int
     has_traces: bool
@@ -195,6 +197,7 @@ def load(
         encoder=encoder,
         config=config,
         held_out=evaluated,
+        held_out_sources=[rows.source.name for rows in held_out for _ in range(len(rows))][:num_held_out],
         scans=tuple(scans),
         longest_answer=max(
             *(found.longest_answer for found in scans[: len(parts)]), *(len(row.answer) for row in evaluated)

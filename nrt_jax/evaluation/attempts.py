@@ -76,6 +76,7 @@ class Record:
         base_token_log_probs: log c_i,base of y* after the empty trace, in nats.
         greedy: The greedy completion.
         samples: The sampled ones, K or none.
+        source: Where the question comes from; empty where that is not known.
     """
 
     question: str
@@ -83,6 +84,7 @@ class Record:
     base_token_log_probs: list[float]
     greedy: Attempt
     samples: list[Attempt]
+    source: str = ""
 
     @classmethod
     def of_json(cls, fields: Mapping[str, Any]) -> "Record":

@@ -69,6 +69,24 @@ def summarise(records: Sequence[Record], seed: int) -> dict[str, dict[str, float
     return {name: vars(bootstrap(*pair, seed=seed)) for name, pair in quantities(records).items()}
 
 
+def by_source(records: Sequence[Record], seed: int) -> dict[str, dict[str, Any]]:
+    """For each of several sources, its number of `questions` and its `metrics`: accuracies and what traces do for c.
+
+    Empty where all questions are of one source.
+    """
+    parts: dict[str, list[Record]] = {}
+    for record in records:
+        parts.setdefault(record.source, []).append(record)
+    if len(parts) == 1:
+        return {}
+    names = (GREEDY, f"avg@{len(records[0].samples)}", "mean c - c_base")
+    found = {}
+    for source, part in parts.items():
+        metrics = {name: value for name, value in summarise(part, seed).items() if name in names}
+        found[source] = {"questions": len(part), "metrics": metrics}
+    return found
+
+
 def by_difficulty(records: Sequence[Record], seed: int) -> list[dict[str, float]]:
     """What traces do for tokens of y* that are easy and hard without one.
 
@@ -140,11 +158,14 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float((values * weights).sum() / weights.sum())
 
 
-def table(summary: Mapping[str, Mapping[str, float]], difficulty: Sequence[Mapping[str, Any]]) -> str:
-    """`summarise` and `by_difficulty` for people."""
+def table(
+    summary: Mapping[str, Mapping[str, float]],
+    difficulty: Sequence[Mapping[str, Any]],
+    sources: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """`summarise`, `by_difficulty` and `by_source` for people."""
     n = next(iter(summary.values()))["n"]
-    lines = [f"{'':20}{'mean':>8}   95 % over {n} questions"]
-    lines += [f"{name:20}{x['mean']:8.3f}   {x['low']:.3f} to {x['high']:.3f}" for name, x in summary.items()]
+    lines = [f"{'':20}{'mean':>8}   95 % over {n} questions", *_rows(summary)]
     lines += ["", f"{'-log c_base':14}{'tokens':>8}{'c_base':>8}{'c':>8}{'gain':>8}   95 %"]
     for row in difficulty:
         bounds = f"{row['from']:g} and more" if row["to"] is None else f"{row['from']:g} to {row['to']:g}"
@@ -153,7 +174,13 @@ def table(summary: Mapping[str, Mapping[str, float]], difficulty: Sequence[Mappi
             f"{bounds:14}{row['tokens']:8}{row['c_base']:8.3f}{row['c']:8.3f}{gain['mean']:+8.3f}   "
             f"{gain['low']:+.3f} to {gain['high']:+.3f}"
         )
+    for source, found in sources.items():
+        lines += ["", f"{source}: {found['questions']} questions", *_rows(found["metrics"])]
     return "\n".join(lines)
+
+
+def _rows(summary: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return [f"{name:20}{x['mean']:8.3f}   {x['low']:.3f} to {x['high']:.3f}" for name, x in summary.items()]
 
 
 def comparison_table(compared: Mapping[str, Mapping[str, Any]]) -> str:

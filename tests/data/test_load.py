@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -72,6 +73,14 @@ def test_own_held_out_source_leaves_all_rows_for_training(tmp_path):
     data = load_all(write_rows(tmp_path / "train.jsonl", rows), config=DataConfig(held_out=held_out), num_held_out=3)
     assert texts(data) == rows
     assert texts(data.held_out) == [dataclasses.replace(e, trace=None) for e in others[:3]]
+
+
+def test_held_out_rows_say_which_source_they_are_of(tmp_path):
+    parts = {str(tmp_path / f"{i}.jsonl"): examples(num, start=50 * i) for i, num in enumerate((30, 20))}
+    data = load_all(*(write_rows(pathlib.Path(path), rows) for path, rows in parts.items()))
+    assert len(set(data.held_out_sources)) == 2
+    for source, example in zip(data.held_out_sources, texts(data.held_out), strict=True):
+        assert example in parts[source]
 
 
 def test_one_row_cannot_be_divided(tmp_path):

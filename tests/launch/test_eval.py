@@ -7,13 +7,18 @@ import pytest
 
 pytest.importorskip("torch")  # of the shared fixtures
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from launch import cli, score
 from launch import eval as evaluate
+from nrt_jax import tasks
 from nrt_jax.evaluation import results
 from nrt_jax.evaluation.attempts import Record
+from nrt_jax.evaluation.questions import shares
 from tests.fixtures_serve import write_jsonl
 
-NUM, K = 6, 3
+NUM, K, SMALL_SOURCE = 6, 3, 2
 SMALL = ["--decoding.max-trace-length", "24", "--decoding.chunk-size", "48"]
 
 
@@ -23,10 +28,12 @@ def run(*args):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """The folder with the results of the shipped model against the weak one, and the printed text's place."""
+    """The folder with the results of the shipped model against the weak one, on two sources."""
     folder = tmp_path_factory.mktemp("eval")
+    rows = [vars(example) for example in tasks.get("clock").examples(SMALL_SOURCE, 0, split="train")]
+    sources = ["clock", write_jsonl(folder / "small.jsonl", rows)]
     sizes = ["--samples", K, "--questions", NUM, *SMALL]
-    run("--checkpoint", "tiny", "--against", "tiny_weak", "--data", "clock", "--output", folder / "e.json", *sizes)
+    run("--checkpoint", "tiny", "--against", "tiny_weak", "--data", *sources, "--output", folder / "e.json", *sizes)
     return folder
 
 
@@ -50,6 +57,27 @@ def test_the_numbers_follow_from_the_records(evaluated):
     gain = sum(row["tokens"] * row["gain"]["mean"] for row in by_difficulty) / sum(map(len, base))
     assert gain == pytest.approx(metrics["mean c - c_base"])
     assert all(x["low"] <= x["mean"] <= x["high"] for x in found["metrics"].values())
+
+
+def test_each_source_has_its_share_and_its_numbers(evaluated):
+    """The first source alone would fill the quota."""
+    found, rows = json.loads((evaluated / "e.json").read_text()), records(evaluated / "e.jsonl")
+    names = ["clock", str(evaluated / "small.jsonl")]
+    assert [row["source"] for row in rows] == [names[0]] * (NUM - SMALL_SOURCE) + [names[1]] * SMALL_SOURCE
+    for content in (found, found["against"]):
+        assert list(content["by_source"]) == names
+        for name in ("greedy accuracy", "avg@3"):
+            parts = [part["questions"] * part["metrics"][name]["mean"] for part in content["by_source"].values()]
+            assert sum(parts) / NUM == pytest.approx(content["metrics"][name]["mean"])
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(6, 60))
+def test_questions_are_shared_evenly_and_none_is_lost(sizes, most):
+    found = shares({str(i): size for i, size in enumerate(sizes)}, most)
+    counts = [found[str(i)] for i in range(len(sizes))]
+    assert sum(counts) == min(most, sum(sizes))
+    full = max(counts)
+    assert all(count >= full - 1 or count == size for count, size in zip(counts, sizes, strict=True))
 
 
 def test_likelihoods_are_those_of_launch_score(evaluated, tmp_path):
@@ -91,6 +119,7 @@ def test_two_results_compare_as_two_checkpoints_do_and_the_other_way_round(evalu
     [
         (["--checkpoint", "tiny"], "data: missing"),
         (["--data", "clock"], "checkpoint: missing"),
+        (["--checkpoint", "tiny", "--data", "clock", "induction", "--questions", "1"], "questions: 1 of 2 sources"),
         (["--compare", "a.json"], "compare: 1 files"),
         (["--compare", "a.json", "b.json"], "compare: cannot read 'a.json'"),
         (["--checkpoint", "tiny", "--data", "clock", "--samples", "-1"], "samples: -1 cannot work"),
