@@ -99,6 +99,18 @@ def test_every_recipe_is_on_its_page():
     assert {f"`{path.as_posix()}`" for path in files} <= set(re.findall(r"`[\w/]+`", PAGES["recipes.md"]))
 
 
+@pytest.mark.parametrize("name", ["rollout", "rewards", "objectives", "report"])
+def test_the_api_page_has_all_functions_and_classes_of_a_public_face(name):
+    module = importlib.import_module(f"nrt_jax.{name}")
+    section = re.search(rf"::: nrt_jax\.{name}\n.*?members: \[(.*?)\]", PAGES["api.md"], re.DOTALL)[1].split(", ")
+    assert {one for one in module.__all__ if callable(getattr(module, one))} <= set(section) <= set(module.__all__)
+
+
+def test_every_page_stands_in_the_menu_once():
+    menu = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(menu) == sorted(PAGES.keys() - {"README.md"})
+
+
 def test_every_message_that_the_faq_quotes_is_one():
     source = "".join(path.read_text() for path in (ROOT / "nrt_jax").rglob("*.py"))
     rows = re.search(r"\| message has .*?\n\n", PAGES["faq.md"], re.DOTALL)[0].splitlines()[2:]
