@@ -270,15 +270,18 @@ def _run_harness(config: EvalConfig) -> None:
         raise UserError(
             f"lm_eval: needs the package lm-eval, which cannot be imported ({error}); pip install 'nrt_jax[eval]'"
         ) from error
+    location = checkpoints.locate(config.checkpoint)
+    options = vars(config.harness).copy()
+    is_thinking, include_path = options.pop("thinking"), options.pop("include_path")
+    tasks = harness.open_tasks(config.lm_eval.split(","), include_path)  # A wrong name before minutes of loading.
     model, params, tokenizer = checkpoints.load(config.checkpoint, dtype=config.dtype)
     thinking = None
-    if config.harness.thinking:
+    if is_thinking:
         trace_format, model, params, tokenizer = formats.resolve(config.trace, model, params, tokenizer)
         thinking = harness.Thinking(Encoder(tokenizer, trace_format, config.text), config.decoding.max_trace_length)
-    stop_ids = generation.stop_ids(checkpoints.locate(config.checkpoint).base, tokenizer, model.config.vocab_size)
+    stop_ids = generation.stop_ids(location.base, tokenizer, model.config.vocab_size)
     language_model = harness.NRTModel(model, params, tokenizer, stop_ids, config.decoding, thinking)
-    options = {name: value for name, value in vars(config.harness).items() if name != "thinking"}
-    found = harness.run(language_model, config.lm_eval.split(","), **options)
+    found = harness.run(language_model, tasks, **options)
     rows = [jsonl.Row(i, f"sample {i}", sample) for i, sample in enumerate(found.samples)]
     jsonl.write(str(Path(config.output).with_suffix(".jsonl")), rows, field="output")
     settings = {"checkpoint": config.checkpoint, "harness": vars(config.harness), "decoding": vars(config.decoding)}

@@ -276,23 +276,57 @@ class Found:
     table: str
 
 
-def run(model: NRTModel, names: Sequence[str], *, include_path: str | None, **options: Any) -> Found:
+def open_tasks(names: Sequence[str], include_path: str | None) -> list[Any]:
+    """Finds tasks and loads their data.
+
+    Args:
+        names: Of tasks, groups and tags; patterns, too.
+        include_path: Folder of task files, beside those that lm-eval ships.
+
+    Returns:
+        Tasks and groups of lm-eval.
+
+    Raises:
+        UserError: There is no task of that name, it cannot be loaded, or it is not for models of text.
+    """
+    manager = TaskManager(include_path=include_path)
+    matches = {name.strip(): manager.match_tasks([name.strip()]) for name in names}
+    unknown = [name for name, found in matches.items() if not found]
+    if unknown:
+        raise UserError(f"lm_eval: no task {', '.join(unknown)}; expected names of lm-eval (lm-eval ls tasks)")
+    opened: list[Any] = []
+    for name in dict.fromkeys(name for found in matches.values() for name in found):
+        loaded = _loaded(manager, [name], name)
+        for task_name, task in loaded["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+                raise UserError(f"lm_eval: {task_name} runs code of the model, or shows images; expected another task")
+        opened += [loaded["groups"][name]] if name in loaded["groups"] else loaded["tasks"].values()
+    _loaded(manager, opened, ", ".join(names))  # Whether they go together.
+    return opened
+
+
+def _loaded(manager: TaskManager, tasks: list[Any], what: str) -> Mapping[str, Any]:
+    try:
+        return manager.load(tasks)
+    except Exception as error:  # A task's own code, YAML and data set fail in ways of their own.
+        (problem, *_) = [*str(error).splitlines(), type(error).__name__]
+        raise UserError(
+            f"lm_eval: {what} cannot be loaded ({problem}); expected a task whose data is within reach, on disk or by "
+            "network, and tasks that do not overlap"
+        ) from error
+
+
+def run(model: NRTModel, tasks: Sequence[Any], **options: Any) -> Found:
     """Runs tasks.
 
     Args:
         model: The checkpoint.
-        names: Of the tasks.
-        include_path: Folder of task files, beside those that lm-eval ships.
+        tasks: Of `open_tasks`.
         options: Of `lm_eval.simple_evaluate`.
-
-    Raises:
-        UserError: There is no task of that name.
     """
-    manager = TaskManager(include_path=include_path)
-    unknown = [name for name in names if not manager.match_tasks([name])]
-    if unknown:
-        raise UserError(f"lm_eval: no task {', '.join(unknown)}; expected names of lm-eval (lm-eval ls tasks)")
-    found = lm_eval.simple_evaluate(model, tasks=list(names), task_manager=manager, **options)
+    # Without a manager it would read all task files once more.
+    manager = TaskManager(include_defaults=False)
+    found = lm_eval.simple_evaluate(model, tasks=list(tasks), task_manager=manager, **options)
     samples = [{"task": task} | sample for task, rows in found.pop("samples").items() for sample in rows]
     plain = json.loads(json.dumps([found, samples], default=str))
     names = ("results", "groups", "versions", "n-shot", "n-samples")

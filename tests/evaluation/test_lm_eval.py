@@ -8,11 +8,11 @@ pytest.importorskip("lm_eval")
 pytest.importorskip("torch")
 
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from launch import cli
 from launch import eval as evaluate
 from nrt_jax import checkpoints
-from nrt_jax.errors import UserError
 from nrt_jax.evaluation import lm_eval as adapter
 from nrt_jax.evaluation.attempts import DecodingConfig
 from tests.fixtures_serve import write_checkpoint, write_jsonl
@@ -47,6 +47,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_tasks_alone(monkeypatch):
+    """To read all files of lm-eval takes seconds."""
+    monkeypatch.setattr(adapter, "TaskManager", lambda **how: TaskManager(**{"include_defaults": False, **how}))
+
+
 def model_of(folder, **options):
     model, params, tokenizer = checkpoints.load(folder / "model")
     config = DecodingConfig(batch_size=2, chunk_size=4)
@@ -60,8 +66,7 @@ def test_results_equal_those_of_the_hf_model(folder, monkeypatch, tmp_path):
     for name, model in (("ours", model_of(folder)), ("theirs", theirs)):
         found[name] = adapter.run(
             model,
-            list(TASKS),
-            include_path=str(folder),
+            adapter.open_tasks(["local_*"], str(folder)),
             num_fewshot=None,
             limit=None,
             apply_chat_template=False,
@@ -101,6 +106,36 @@ def test_the_command_writes_results_and_samples(folder, tmp_path, capsys, monkey
     assert "exact_match" in capsys.readouterr().out
 
 
-def test_unknown_tasks_are_refused(folder):
-    with pytest.raises(UserError, match="lm_eval: no task locale_words"):
-        adapter.run(model_of(folder), ["locale_words"], include_path=str(folder))
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        ("locale_words", "lm_eval: no task locale_words;"),
+        ("local_words, local_lost", "lm_eval: local_lost cannot be loaded ("),
+        ("local_split", "lm_eval: local_split cannot be loaded ("),
+        ("local_group,local_words", "lm_eval: local_group, local_words cannot be loaded (Duplicate"),
+        ("local_code", "lm_eval: local_code runs code of the model"),
+    ],
+)
+def test_tasks_that_cannot_be_run_are_one_line_before_a_model_is_loaded(
+    folder, tmp_path, capsys, monkeypatch, names, problem
+):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    good = (folder / "local_words.yaml").read_text()
+    wrong = {
+        "local_lost": good.replace("rows.jsonl", "no_rows.jsonl"),
+        "local_split": good.replace("test_split: test", "test_split: exam"),
+        "local_code": good + "unsafe_code: true\n",
+        "local_words": good,
+    }
+    for name, text in wrong.items():
+        (tmp_path / f"{name}.yaml").write_text(text.replace("local_words", name))
+    (tmp_path / "local_group.yaml").write_text("group: local_group\ntask: [local_words]\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")  # Cannot be loaded.
+    flags = ["--checkpoint", tmp_path / "model", "--lm-eval", names, "--harness.include-path", tmp_path]
+    args = [*map(str, flags), "--output", str(tmp_path / "e.json")]
+    with pytest.raises(SystemExit) as end:
+        cli.run(evaluate.main, evaluate.EvalConfig, "eval", "", args=args, implied=evaluate.as_in_run)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and problem in error and error.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "e.json").exists()
