@@ -8,8 +8,9 @@ import numpy as np
 
 from nrt_jax import tasks
 from nrt_jax.data.encode import Encoded, Encoder
+from nrt_jax.data.example import BadRow
 from nrt_jax.errors import UserError
-from nrt_jax.rewards.verifiable import Completion, Verifier, VerifierConfig, get_verifier, parse_completion
+from nrt_jax.rewards.verifiable import VERIFIERS, Completion, Verifier, VerifierConfig, get_verifier, parse_completion
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,16 +34,41 @@ class Rules:
         """What the tokens [T] of a completion say, the last of which is EOS unless it was cut short."""
         trace_format, decode = self.encoder.format, self.encoder.tokenizer.decode
         trace, answer = trace_format.split(tokens)
-        tags = [decode([token]) for token in (*trace_format.opening, trace_format.delimiter)]
         is_repeated = answer is not None and trace_format.delimiter in answer
-        return parse_completion(
-            decode(trace),
-            None if answer is None or is_repeated else decode(answer),
-            finished=trace_format.eos in tokens,
-            # Spelt in pieces they are no delimiter, but readers of the text cannot tell. A word may be one, too.
-            reserved=[text for text in tags if text.startswith("<")],
-            tag=self.config.answer_tag,
-        )
+        text = None if answer is None or is_repeated else decode(answer)
+        return self._parse(decode(trace), text, finished=trace_format.eos in tokens)
+
+    def _parse(self, trace: str, answer: str | None, *, finished: bool) -> Completion:
+        return parse_completion(trace, answer, finished, self._reserved, self.config.answer_tag)
+
+    @functools.cached_property
+    def _reserved(self) -> list[str]:
+        trace_format, decode = self.encoder.format, self.encoder.tokenizer.decode
+        tags = [decode([token]) for token in (*trace_format.opening, trace_format.delimiter)]
+        # Spelt in pieces they are no delimiter, but readers of the text cannot tell. A word may be one, too.
+        return [text for text in tags if text.startswith("<")]
+
+    def problem(self, row: Encoded) -> BadRow | None:
+        """Why no answer to a row could be right: not even the reference, written as asked, is; None where it is.
+
+        The functions of users are not asked: they may want a trace, or reward something else than the reference.
+
+        Raises:
+            UserError: There is no such verifier, or what it needs is not installed.
+        """
+        name, tag = self.config.name, self.config.answer_tag
+        self.verifier  # noqa: B018 - a verifier that is missing is no row's fault
+        if name not in VERIFIERS and not tasks.is_task(name):
+            return None
+        reference = self.encoder.tokenizer.decode(row.answer[:-1])
+        written = f"<{tag}>{reference}</{tag}>" if tag else reference
+        detail = f"verifier.name: {name!r} does not find the reference answer {reference[:100]!r} itself right"
+        try:
+            if self.is_correct(row, self._parse("", written, finished=True)):
+                return None
+        except UserError as error:
+            detail = str(error)
+        return BadRow(f"answer is not right to the verifier {name!r}", detail)
 
     def verdict(self, row: Encoded, completion: Completion) -> float | None:
         """What the verifier says.

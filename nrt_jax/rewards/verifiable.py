@@ -25,6 +25,7 @@ import string
 import unicodedata
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from types import ModuleType
 
 from nrt_jax import tasks
 from nrt_jax.data.example import Example
@@ -125,12 +126,7 @@ def math(example: Example, completion: Completion) -> float | None:
     Raises:
         UserError: The package is missing, or the reference is no mathematics.
     """
-    try:
-        import math_verify
-    except ImportError as error:
-        raise UserError(
-            "verifier.name: 'math' needs the package math-verify, which is not installed; pip install 'nrt_jax[math]'"
-        ) from error
+    math_verify = _math_verify()
     if completion.answer is None:
         return None
     reference, found = (_parse_math(math_verify.parse, text) for text in (example.answer, completion.answer))
@@ -171,8 +167,10 @@ def get_verifier(name: str) -> Verifier:
     """The verifier of that name or import path.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or the package that it needs is not installed.
     """
+    if name == "math":
+        _math_verify()
     if name in VERIFIERS:
         return VERIFIERS[name]
     if tasks.is_task(name):
@@ -211,9 +209,7 @@ def vote(name: str, answer: str) -> str | None:
         verdict = judging.parse_verdict("", answer)
         return None if verdict is None else judging.verdict(verdict)
     if name == "math":
-        import math_verify
-
-        parsed = _parse_math(math_verify.parse, answer)
+        parsed = _parse_math(_math_verify().parse, answer)
         return str(parsed[0]) if parsed else None
     return answer.strip()
 
@@ -281,6 +277,16 @@ def last_number(text: str) -> Fraction | None:
 #: Powers of powers, exponents and factorials of many digits: a few characters, and more digits than memory holds.
 _EXPLOSIVE = re.compile(r"(?:\^|\*\*)\s*[{(]?\s*(?:\d{4}|\d+\s*[})]?\s*(?:\*\*|\^))|\d{4}\s*!|!\s*[)}]?\s*!")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
+
+
+def _math_verify() -> ModuleType:
+    try:
+        import math_verify
+    except ImportError as error:
+        raise UserError(
+            "verifier.name: 'math' needs the package math-verify, which is not installed; pip install 'nrt_jax[math]'"
+        ) from error
+    return math_verify
 
 
 def _by_task(task: tasks.Task, example: Example, completion: Completion) -> float | None:

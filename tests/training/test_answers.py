@@ -1,17 +1,21 @@
 """Rollouts that go on to sample answers: they hold the traces of those that do not, and are learned from as sampled."""
 
+import sys
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nrt_jax import tasks
 from nrt_jax.data import Example
 from nrt_jax.data.encode import Encoded
 from nrt_jax.errors import UserError
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
-from nrt_jax.rewards import Rules, VerifierConfig, score_reference
+from nrt_jax.rewards import VERIFIERS, Rules, VerifierConfig, score_reference
 from nrt_jax.rollout import sample, until_delimiter
+from nrt_jax.tasks import judging
 from nrt_jax.training.config import RewardConfig, TrainConfig
 from nrt_jax.training.learner import completion_log_probs
 from nrt_jax.training.step import Asked, completions, describe, mix, reward_rollout, score_rollout
@@ -217,6 +221,44 @@ def test_a_verifier_that_returns_no_number_is_named():
     rules = Rules(encode, VerifierConfig(name=f"{__name__}:bad_verifier"))
     with pytest.raises(UserError, match=r"verifier.name: .*bad_verifier' returned 'yes'; expected a finite number"):
         rules.verdict(row(encode), rules.read(np.array(completion(encode, "sum", "4"))))
+
+
+@pytest.mark.parametrize(
+    ("verifier", "answer"),
+    [
+        ("number", "no number"),
+        ("math", "who knows"),
+        ("verdict", "yes"),
+        ("deduction", "4"),
+        ("exact", "<|response_start|>"),
+    ],
+)
+def test_a_row_to_which_no_answer_could_be_right_is_told_before_any_is_judged(verifier, answer):
+    if verifier == "math":
+        pytest.importorskip("math_verify")
+    rules = Rules(encoder(), VerifierConfig(verifier))
+    problem = rules.problem(row(rules.encoder, answer=answer))
+    assert problem.reason == f"answer is not right to the verifier {verifier!r}"
+    assert str(problem).startswith("verifier.name: ") and repr(verifier) in str(problem)
+
+
+@pytest.mark.parametrize("name", [*VERIFIERS, *tasks.TASKS, f"{__name__}:bad_verifier"])
+def test_rows_that_can_be_answered_have_no_problem(name):
+    if name == "math":
+        pytest.importorskip("math_verify")
+    asked = tasks.get(name).examples(20, seed=0) if tasks.is_task(name) else [Example("2 + 2 ?", "4")]
+    if name == "verdict":
+        asked = [Example("?", judging.verdict(label)) for label in (0, 1)]
+    for tag in ("",) if name == "verdict" else ("", "answer"):
+        rules = Rules(encoder(), VerifierConfig(name, answer_tag=tag))
+        assert [rules.problem(rules.encoder.encode(example)) for example in asked] == [None] * len(asked)
+
+
+def test_without_its_package_the_verifier_of_mathematics_is_refused_with_the_config(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    config = TrainConfig(verifier=VerifierConfig("math"))
+    with pytest.raises(UserError, match=r"verifier.name: 'math' needs the package math-verify.*; pip install"):
+        config.validate()
 
 
 def test_weights_that_cannot_work_are_refused():
