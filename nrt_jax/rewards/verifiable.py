@@ -245,12 +245,16 @@ def _holds(text: str, parts: Sequence[str]) -> bool:
     return any(part and part in text for part in parts)
 
 
+#: Hyphens and minus signs, and the dash that is used for one.
+_MINUS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
+
+
 def normalise(text: str) -> str:
     """Lower case, without articles and punctuation, one space between words (SQuAD, arXiv 1606.05250).
 
     Unlike there, a sign, point, colon or slash before a digit stays, so that -5 is not 5 and 3.5 not 35.
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = unicodedata.normalize("NFKC", text).casefold().translate(_MINUS)
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     text = re.sub(rf"[{re.escape(string.punctuation)}](?!(?<=[-.:/])\d)", " ", text)
     return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
@@ -258,16 +262,20 @@ def normalise(text: str) -> str:
 
 _NUMBER = re.compile(
     rf"(?<![\w.])[-+]?(?:\d{{1,3}}(?:,\d{{3}})+|\d{{1,{MAX_NUMBER}}})?(?:\.\d{{1,{MAX_NUMBER}}})?"
-    r"(?<=\d)(?:e[-+]?\d{1,3})?(?:/[1-9]\d{0,30})?(?!\w)",
+    r"(?<=\d)(?:e[-+]?\d{1,3})?(?:/[1-9]\d{0,30})?(?![\d_]|[a-z]+\d)",
     re.ASCII | re.IGNORECASE,
 )
 
 
 def last_number(text: str) -> Fraction | None:
-    """The value of the last number: 1,234 and -0.5, 1.5e3 and 3/4; None if there is none, or the text is too long."""
+    """The value of the last number: 1,234 and -0.5, 1.5e3 and 3/4, with a unit 10km and 12th.
+
+    Returns:
+        None if there is none, or the text is too long.
+    """
     if len(text) > MAX_ANSWER:
         return None
-    found = [match.group() for match in _NUMBER.finditer(text)]
+    found = [match.group() for match in _NUMBER.finditer(text.translate(_MINUS))]
     if not found or len(found[-1]) > 2 * MAX_NUMBER:
         return None
     value, _, divisor = found[-1].replace(",", "").partition("/")

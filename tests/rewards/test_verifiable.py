@@ -48,20 +48,41 @@ def test_a_number_is_found_however_it_is_written(value):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3/4", "3/4"), ("$1,234.50", "1234.5"), ("5 - 3 is 2", "2"), (".5", "1/2"), ("x=5.", "5"), ("50%", "50")],
+    [("3/4", "3/4"), ("$1,234.50", "1234.5"), ("5 - 3 is 2", "2"), (".5", "1/2"), ("x=5.", "5"), ("50%", "50")]
+    + [
+        ("10km", "10"),
+        ("-18kg.", "-18"),
+        ("the 12th", "12"),
+        ("1,250m each", "1250"),
+        ("3/4cup", "3/4"),
+        ("1e3m", "1000"),
+    ],
 )
 def test_numbers_among_other_characters(text, value):
     assert last_number(text) == fractions.Fraction(value)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "none", "NaN", "inf", "\u0663", "a1b", "1e9999", "9" * 500, "1" * (MAX_ANSWER + 1)]
+    "text", ["", "none", "NaN", "inf", "\u0663", "a1b", "1e9999", "0x10", "2x3", "9" * 500, "1" * (MAX_ANSWER + 1)]
 )
 def test_what_is_no_number(text):
     assert last_number(text) is None
 
 
-@pytest.mark.parametrize("pattern", ["1", "1,", ",111", "-+", "1.", "1e", "1/", "(", "\\frac{"])
+@pytest.mark.parametrize("minus", ["-", "\u2212", "\u2013", "\uff0d"])
+@pytest.mark.parametrize("name", ["number", "normalised"])
+def test_a_sign_counts_however_it_is_written(name, minus):
+    for reference, answer, verdict in (
+        ("-5", f"{minus}5", 1.0),
+        (f"{minus}5", "-5", 1.0),
+        ("5", f"{minus}5", 0.0),
+        (f"{minus}5", "5", 0.0),
+    ):
+        assert judge(name, reference, answer) == verdict
+    assert last_number(f"3{minus}5") == 5
+
+
+@pytest.mark.parametrize("pattern", ["1", "1a", "1,", ",111", "-+", "1.", "1e", "1/", "(", "\\frac{"])
 @pytest.mark.parametrize("name", ["exact", "normalised", "number"])
 def test_answers_made_to_take_long_are_judged_at_once_and_oversized_ones_not_at_all(name, pattern):
     hostile = (pattern * MAX_ANSWER)[:MAX_ANSWER]
