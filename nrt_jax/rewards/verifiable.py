@@ -247,17 +247,33 @@ def _holds(text: str, parts: Sequence[str]) -> bool:
 
 #: Hyphens and minus signs, and the dash that is used for one.
 _MINUS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
+_OPERATORS = "-+*/^<>=!"
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+_BRACKETS = re.compile(rf"[)\]}}]+(?=[{_OPERATORS}])|(?<=[{_OPERATORS}])[(\[{{]+")
+_SEPARATORS = re.compile(rf"[{re.escape(''.join(sorted(set(string.punctuation) - set(_OPERATORS + '.:'))))}]")
+# Hyphens and slashes join words, and stars and dashes stand around them: these are operators by what is beside them.
+_MARKS = re.compile(
+    r"(?<=\w) ?(?P<relation>[-*/!]*[+^<>=][-+*/^<>=!]*) ?(?=\w|-\d|-[^\W\d]\b)"
+    r"|(?<=\w)( ?)(?P<times>\*\*?)\2(?=\w|-\d|-[^\W\d]\b)"
+    r"|(?:(?<=\d)|(?<=\b[^\W\d]))( ?)(?P<minus>[-/])\4(?=-?\.?\d|-?[^\W\d]\b)"
+    r"|(?P<sign>-(?=\.?\d)|[.:/](?=\d)|(?<!\w)-(?=[^\W\d]\b))"
+    rf"|[{_OPERATORS}.:]"
+)
 
 
 def normalise(text: str) -> str:
     """Lower case, without articles and punctuation, one space between words (SQuAD, arXiv 1606.05250).
 
-    Unlike there, a sign, point, colon or slash before a digit stays, so that -5 is not 5 and 3.5 not 35.
+    Unlike there, what changes a value stays: a sign, point, colon or slash before a digit, so that -5 is not 5 and 3.5
+    not 35; an operator between operands, as in x < 3, a - b and 2 * 3; an article that is the last word, which names
+    something, as in (A); and all of a text that is nothing but punctuation.
     """
     text = unicodedata.normalize("NFKC", text).casefold().translate(_MINUS)
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    text = re.sub(rf"[{re.escape(string.punctuation)}](?!(?<=[-.:/])\d)", " ", text)
-    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+    folded = " ".join(text.split())
+    text = _SEPARATORS.sub(" ", _BRACKETS.sub("", _THOUSANDS.sub("", folded)))
+    text = _MARKS.sub(lambda found: found[found.lastgroup] if found.lastgroup else " ", " ".join(text.split()))
+    *words, last = text.split() or [folded]
+    return " ".join([*(word for word in words if word not in ("a", "an", "the")), last])
 
 
 _NUMBER = re.compile(
