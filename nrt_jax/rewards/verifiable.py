@@ -299,8 +299,20 @@ def last_number(text: str) -> Fraction | None:
 
 
 #: Powers of powers, exponents and factorials of many digits: a few characters, and more digits than memory holds.
-_EXPLOSIVE = re.compile(r"(?:\^|\*\*)\s*[{(]?\s*(?:\d{4}|\d+\s*[})]?\s*(?:\*\*|\^))|\d{4}\s*!|!\s*[)}]?\s*!")
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
+_EXPLOSIVE = re.compile(r"(?:\^|\*\*)[\s{(]*-?(?:\d{4}|\d+[\s})]*(?:\*\*|\^))|\d{4}\s*!|!\s*[)}]*\s*!")
+#: Names that LaTeX has commands for, as they are written without it, and what `math-verify` does not read as written.
+_NAME = re.compile(r"(?<![\\A-Za-z])(?:arc)?(?:pi|sin|cos|tan|cot|sec|csc|log|ln|exp)(?![A-Za-z])")
+_MIXED = re.compile(r"(?<![\w./)])(\d+) +(\d+)/(\d+)(?![\w./(^])")
+_IMAGINARY = re.compile(r"(?<=\d)\s*\*\s*(?=i(?![A-Za-z]))")
+_SHORT_ROOT = re.compile(r"\u221a\s*(\d+|[A-Za-z])")
+_ROOT = re.compile(r"(?:(?<![\\A-Za-z])sqrt|\u221a)\s*\(((?:[^()]|\([^()]*\))*)\)")
+#: What has letters without being words: commands, with text in their braces, and names.
+_COMMAND = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+"
+    r"|(?<![A-Za-z])(?:sqrt|inf|infinity)(?![A-Za-z])"
+)
+_WORD = re.compile(r"[A-Za-z]{3}")
+_LONE_WORD = re.compile(r"[A-Za-z]{3,}")
 
 
 def _math_verify() -> ModuleType:
@@ -327,8 +339,23 @@ def _compare(example: Example, completion: Completion, simplify: Callable[[str],
 
 def _parse_math(parse: Callable[[str], list], text: str) -> list:
     """Formulas may come without the dollar signs that `math-verify` looks for; words would be products of letters."""
-    if len(text) > MAX_FORMULA or _EXPLOSIVE.search(text):
+    if len(text) > MAX_FORMULA or _EXPLOSIVE.search(re.sub(r"\\(?:left|right)", "", text)):
         return []
     read = functools.partial(parse, parsing_timeout=MATH_SECONDS)
-    is_bare = "$" not in text and not _WORD.search(text)
-    return (read(f"${text}$") if is_bare else []) or read(text)
+    formula = _as_latex(text)
+    return (read(f"${formula}$") if formula else []) or read(text)
+
+
+def _as_latex(text: str) -> str:
+    """A formula without dollar signs in LaTeX; empty where the text has dollar signs of its own, or words."""
+    text = " ".join(text.translate(_MINUS).split())
+    if re.search(r"(?<!\\)\$", text):
+        return ""
+    text = _NAME.sub(r"\\\g<0>", text.replace("**", "^"))
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text, num_roots = _SHORT_ROOT.sub(r"\\sqrt{\1}", _IMAGINARY.sub("", text)), 1
+    while num_roots:  # Roots in roots.
+        text, num_roots = _ROOT.subn(r"\\sqrt{\1}", text)
+    if _WORD.search(_COMMAND.sub(" ", text)):
+        return rf"\text{{{text}}}" if _LONE_WORD.fullmatch(text) else ""
+    return text

@@ -98,13 +98,35 @@ def test_answers_made_to_take_long_are_judged_at_once_and_oversized_ones_not_at_
 
 
 @pytest.mark.parametrize(
-    "answer", ["9**9**9**9", "9^9^9", "$9^{9^{9^{9}}}$", "10^99999999", "(9!)!", "99999!", "2**(3**(4**5))", "x" * 5000]
+    "answer",
+    [
+        "9**9**9**9",
+        "9^9^9",
+        "$9^{9^{9^{9}}}$",
+        "10^99999999",
+        "(9!)!",
+        "99999!",
+        "2**(3**(4**5))",
+        "x" * 5000,
+        "9^{(9^{(9)})}",
+        r"9^{\left(9^{\left(9\right)}\right)}",
+        "(((9^{999})^{999})^{999})",
+        "((10)!)!",
+    ],
 )
 def test_formulas_that_explode_are_not_read(answer):
     pytest.importorskip("math_verify")
     started = time.process_time()
     assert judge("math", "17", answer) is None
     assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("answer", ["exp(exp(exp(exp(9))))", "pi^{pi^{pi^{pi^{pi}}}}", "sqrt(" * 160, "\u221a" * 999])
+def test_hostile_formulas_in_plain_text_end_soon_and_are_not_right(answer):
+    pytest.importorskip("math_verify")
+    started = time.process_time()
+    assert judge("math", "17", answer) in (0.0, None)
+    assert time.process_time() - started < 5
 
 
 def test_powers_of_no_powers_are_read():
@@ -178,6 +200,55 @@ def test_normalising_twice_is_normalising_once(text):
 def test_math_compares_values(reference, answer, verdict):
     pytest.importorskip("math_verify")
     assert judge("math", reference, answer) == verdict
+
+
+@pytest.mark.parametrize(
+    ("reference", "plain", "wrong"),
+    [
+        (
+            r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+            r"$\begin{pmatrix}1\\2\end{pmatrix}$",
+            r"\begin{pmatrix}2\\1\end{pmatrix}",
+        ),
+        (r"\text{east}", "East", r"\text{west}"),
+        (r"\text{(A)}", "A", "B"),
+        (r"\sqrt{2}", "sqrt(2)", "sqrt(3)"),
+        (r"3\sqrt{13}", "3*sqrt(13)", "2*sqrt(13)"),
+        (r"3\sqrt{13}", "3\u221a13", "3\u221a31"),
+        (r"\frac{1+\sqrt{5}}{2}", "(1+sqrt(5))/2", "(1-sqrt(5))/2"),
+        (r"\sqrt{2+\sqrt{3}}", "sqrt(2 + \u221a(3))", "sqrt(2 - \u221a(3))"),
+        (r"\pi", "pi", "2pi"),
+        (r"\frac{2\pi}{3}", "2*pi/3", "3pi/2"),
+        (r"\frac{2\pi}{3}", "2\u03c0/3", "\u03c0/3"),
+        (r"\sin x", "sin(x)", "cos(x)"),
+        (r"\tan^2 x", "tan(x)^2", "tan(x)"),
+        (r"\log_2 3", "log_2(3)", "log_3(2)"),
+        (r"\ln 2", "ln(2)", "ln(3)"),
+        ("x^2", "x**2", "x**3"),
+        ("e^2", "exp(2)", "exp(3)"),
+        (r"\sqrt[3]{5}", "5^(1/3)", "5^(1/2)"),
+        (r"-\frac{7}{4}", "\u22127/4", "7/4"),
+        (r"3\frac{1}{2}", "3 1/2", "3 1/3"),
+        (r"\dfrac{7}{2}", "3.5", "3.6"),
+        (r"\{1,2\}", "{2, 1}", "{1, 3}"),
+        ("(1,2)", "(1, 2)", "(2, 1)"),
+        (r"\left(-\infty,3\right]", "(-infinity, 3]", "(-infinity, 3)"),
+        (r"x \in [-2,7]", "[-2, 7]", "[-2, 6]"),
+        ("x=5", "5", "-5"),
+        (r"\$12.50", "$12.5", "$12.05"),
+        (r"12.5\%", "12.5%", "15%"),
+        (r"30^\circ", "30 degrees", "60 degrees"),
+        (r"12\text{ cm}^2", "12", "13"),
+        ("1+2i", "1 + 2*i", "1 - 2*i"),
+        ("x^2-5x+6", "(x-2)*(x-3)", "(x-1)*(x-6)"),
+        (r"\frac{3}{4}", "The answer is \\frac{3}{4}.", "The answer is \\frac{4}{3}."),
+    ],
+)
+def test_math_reads_latex_and_plain_text_alike(reference, plain, wrong):
+    pytest.importorskip("math_verify")
+    assert judge("math", reference, reference) == judge("math", reference, plain) == 1.0
+    assert judge("math", plain, reference) == 1.0
+    assert judge("math", reference, wrong) == judge("math", plain, wrong) == 0.0
 
 
 def test_a_reference_that_cannot_be_compared_is_the_users_mistake():
