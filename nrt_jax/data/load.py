@@ -9,7 +9,7 @@ from nrt_jax import tasks
 from nrt_jax.data import pipeline
 from nrt_jax.data.encode import Encoded, Encoder
 from nrt_jax.data.rows import DataConfig
-from nrt_jax.data.scan import Rows, Scan, scan
+from nrt_jax.data.scan import Check, Rows, Scan, scan
 from nrt_jax.data.sources import Source, open_rows, open_task
 from nrt_jax.errors import UserError
 
@@ -156,7 +156,13 @@ def open_sources(names: Sequence[str], config: DataConfig, *, num_held_out: int,
 
 
 def load(
-    opened: Opened, encoder: Encoder, config: DataConfig, *, num_held_out: int, max_length: int | None = None
+    opened: Opened,
+    encoder: Encoder,
+    config: DataConfig,
+    *,
+    num_held_out: int,
+    max_length: int | None = None,
+    check: Check | None = None,
 ) -> Data:
     """Passes over all sources once, and holds questions out for evaluation.
 
@@ -166,21 +172,23 @@ def load(
         config: As for `open_sources`.
         num_held_out: Most held-out questions.
         max_length: Most tokens of prompt, delimiter and answer together.
+        check: As for `scan`, of all rows.
 
     Raises:
         UserError: A source has no good row, too few to hold one out or, with `bad_rows` "stop", a bad one.
     """
-    scans = [scan(source, encoder, config, max_length=max_length) for source in opened.train]
+    how = {"max_length": max_length, "check": check}
+    scans = [scan(source, encoder, config, **how) for source in opened.train]
     parts, held_out = [found.rows for found in scans], []
     if opened.held_out is not None:
-        scans.append(scan(opened.held_out, encoder, config, max_length=max_length))
+        scans.append(scan(opened.held_out, encoder, config, **how))
         held_out = [scans[-1].rows.take(0, num_held_out)]
     else:
         weights = config.weights or [len(rows) for rows in parts]
         for i, (rows, own) in enumerate(zip(tuple(parts), opened.own, strict=True)):
             most = max(1, int(num_held_out * (weights[i] / sum(weights))))
             if own is not None:
-                scans.append(scan(own, encoder, config, max_length=max_length))
+                scans.append(scan(own, encoder, config, **how))
                 held_out.append(scans[-1].rows.take(0, most))
                 continue
             count = min(most, max(1, int(HELD_OUT_SHARE * len(rows))))

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from nrt_jax.data.rows import DataConfig, parse
 from nrt_jax.data.sources import Source
 from nrt_jax.errors import UserError
 
+#: What is wrong with a row; None if nothing is.
+Check = Callable[[Encoded], BadRow | None]
 #: Rows tokenized at once, in the threads of a fast tokenizer.
 _CHUNK = 512
 
@@ -76,7 +78,14 @@ class Scan:
         return f"{line}; left out: {_listed(self.left_out)}" if self.left_out else line
 
 
-def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: int | None = None) -> Scan:
+def scan(
+    source: Source,
+    encoder: Encoder,
+    config: DataConfig,
+    *,
+    max_length: int | None = None,
+    check: Check | None = None,
+) -> Scan:
     """Reads and tokenizes every row of a source once; of what it read, it keeps numbers and hashes of the good rows.
 
     Args:
@@ -84,6 +93,7 @@ def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: in
         encoder: Whose limits hold.
         config: Columns, and what happens to bad rows.
         max_length: Most tokens of prompt, delimiter and answer together.
+        check: What else may be wrong with a row, such as `Rules.problem`.
 
     Raises:
         UserError: No row is good or, with `bad_rows` "stop", one is bad: the error names its file, row and problem.
@@ -91,9 +101,8 @@ def scan(source: Source, encoder: Encoder, config: DataConfig, *, max_length: in
     good, hashes, left_out, longest, num_traces, num_pairs = [], array("Q"), {}, 0, 0, 0
     for start in range(0, len(source), _CHUNK):
         for i, found in _encode(source, range(start, min(start + _CHUNK, len(source))), encoder, config):
-            limit = None if isinstance(found, BadRow) else encoder.over_limit(found, max_length)
-            problem = BadRow(limit) if limit else found
-            if not isinstance(problem, BadRow):
+            problem = found if isinstance(found, BadRow) else _problem(found, encoder, max_length, check)
+            if problem is None:
                 good.append(i)
                 hashes.append(hash_ids(found))
                 longest = max(longest, len(found.answer))
@@ -137,6 +146,13 @@ def _encode(
             except BadRow as problem:
                 bad[i] = problem
     return sorted((encoded | bad).items())
+
+
+def _problem(found: Encoded, encoder: Encoder, max_length: int | None, check: Check | None) -> BadRow | None:
+    limit = encoder.over_limit(found, max_length)
+    if limit:
+        return BadRow(limit)
+    return check(found) if check else None
 
 
 def _nothing_left(source: Source, left_out: Mapping[str, tuple[int, str]], config: DataConfig) -> UserError:

@@ -248,6 +248,12 @@ class TrainConfig:
         return self.rollout.max_answer_length or known
 
     @property
+    def has_verdicts(self) -> bool:
+        """The verifier judges training rows, for a reward or to audit the judge."""
+        is_audited = self.reward.judge != 0 and self.judge.audit
+        return self.objective == "nrt" and (self.reward.verifiable != 0 or is_audited)
+
+    @property
     def max_sampled_length(self) -> int:
         """Most tokens that a row samples, its answer included where it has one."""
         longest_answer = self.max_answer_length(self.text.max_answer_length)

@@ -130,7 +130,9 @@ def prepare(config: TrainConfig) -> Setup:
     longest = model.config.max_position_embeddings
     max_length = min(config.rollout.max_length or longest, longest)
     # The rows before the weights: minutes of loading are not to end in a bad row.
-    data = load(opened, encoder, dataset, num_held_out=questions, max_length=max_length)
+    rules = Rules(encoder, config.verifier)
+    check = rules.problem if config.has_verdicts else None
+    data = load(opened, encoder, dataset, num_held_out=questions, max_length=max_length, check=check)
     if config.objective == "sft_with_trace" and not data.has_traces:
         raise UserError(
             f"objective: 'sft_with_trace' learns from traces and {', '.join(config.data)} has none; expected rows "
@@ -177,7 +179,7 @@ def prepare(config: TrainConfig) -> Setup:
         tokenizer=tokenizer,
         trace_format=trace_format,
         encoder=encoder,
-        rules=Rules(encoder, config.verifier),
+        rules=rules,
         train=data,
         held_out=data.held_out,
         limits=Limits(

@@ -15,6 +15,7 @@ from nrt_jax.data import Example
 from nrt_jax.data.load import load, open_sources
 from nrt_jax.data.rows import DataConfig
 from nrt_jax.errors import UserError
+from nrt_jax.rewards import Rules, VerifierConfig
 from tests.data.common import KINDS, encoder, write
 from tests.fixtures_run import examples, write_rows
 
@@ -49,6 +50,21 @@ def test_bad_rows_are_neither_trained_on_nor_held_out(tmp_path):
     assert [str(scan).partition("; ")[2] for scan in data.scans] == [
         "left out: 1 answer is not text (first: row 40), 1 is not JSON (first: row 41)"
     ]
+
+
+@pytest.mark.parametrize("verifier", ["number", "math"])
+def test_rows_whose_answer_the_verifier_cannot_read_are_counted_as_bad(tmp_path, verifier):
+    if verifier == "math":
+        pytest.importorskip("math_verify")
+    rows = [dataclasses.replace(e, answer="3/4" if i % 3 else "who knows") for i, e in enumerate(examples(12))]
+    opened = open_sources([str(write_rows(tmp_path / "rows.jsonl", rows))], DataConfig(), num_held_out=2, seed=0)
+    check = Rules(ENCODER, VerifierConfig(verifier)).problem
+    data = load(opened, ENCODER, DataConfig(), num_held_out=2, check=check)
+    assert texts(data) + texts(data.held_out) == [row for row in rows if row.answer == "3/4"]
+    reason = f"answer is not right to the verifier {verifier!r}"
+    assert data.scans[0].left_out == {reason: (4, "row 1")}
+    with pytest.raises(UserError, match=r"rows.jsonl', row 1: verifier.name: .*'who knows'"):
+        load(opened, ENCODER, DataConfig(bad_rows="stop"), num_held_out=2, check=check)
 
 
 def test_rows_that_lack_a_trace_are_counted_where_traces_are_learned_from(tmp_path):

@@ -139,6 +139,17 @@ def test_rows_without_a_trace_are_counted_when_traces_are_learned(inputs, tmp_pa
         assert out.startswith(line) and ("without a trace" in out) == bool(line)
 
 
+def test_a_reward_of_a_verifier_that_can_find_no_answer_right_is_refused(fails, inputs, tmp_path, monkeypatch):
+    flags = ("--data=induction", "--dataset.size=8", "--dataset.level=mini", "--verifier.name=deduction")
+    line = fails(*flags, "--reward.verifiable=1")
+    assert "no example is left of the 8 rows of 'induction': 8 answer is not right to the verifier 'deduction'" in line
+    monkeypatch.setattr(train.loop, "train", lambda *_: sys.exit(0))
+    args = [f"--model={inputs / 'model'}", *SMALL, f"--workdir={tmp_path / 'other'}", *flags]
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(train.main, TrainConfig, "python -m launch.train", "Trains.", args=args)
+    assert exit_.value.code == 0, "it only measures"
+
+
 def test_column_that_no_row_has(fails):
     line = fails("--dataset.question-column=problem")
     assert "no example is left of the 12 rows" in line and "12 question is missing (first: row 1)" in line
