@@ -37,6 +37,8 @@ from nrt_jax.tasks.puzzle import MAX_ANSWER_CHARACTERS
 MAX_ANSWER = MAX_ANSWER_CHARACTERS
 #: Characters of a formula that is read, and seconds that reading or comparing one may take.
 MAX_FORMULA, MATH_SECONDS = 1000, 1
+#: Seconds that reading a reference may take: nobody wrote it to take long, and a busy machine is not to lose its row.
+REFERENCE_SECONDS = 60
 #: Characters of a number that is read.
 MAX_NUMBER = 100
 
@@ -129,12 +131,15 @@ def math(example: Example, completion: Completion) -> float | None:
     math_verify = _math_verify()
     if completion.answer is None:
         return None
-    reference, found = (_parse_math(math_verify.parse, text) for text in (example.answer, completion.answer))
+    reference = _parse_reference(example.answer)
     if not reference:
         raise UserError(
             f"verifier.name: 'math' cannot read the reference answer {example.answer[:100]!r}; expected mathematics, "
             "or another verifier"
         )
+    if completion.answer.strip() == example.answer.strip():
+        return 1.0
+    found = _parse_math(completion.answer)
     return float(math_verify.verify(reference, found, timeout_seconds=MATH_SECONDS)) if found else None
 
 
@@ -209,7 +214,7 @@ def vote(name: str, answer: str) -> str | None:
         verdict = judging.parse_verdict("", answer)
         return None if verdict is None else judging.verdict(verdict)
     if name == "math":
-        parsed = _parse_math(_math_verify().parse, answer)
+        parsed = _parse_math(answer)
         return str(parsed[0]) if parsed else None
     return answer.strip()
 
@@ -337,11 +342,16 @@ def _compare(example: Example, completion: Completion, simplify: Callable[[str],
     return float(simplify(completion.answer) == simplify(example.answer))
 
 
-def _parse_math(parse: Callable[[str], list], text: str) -> list:
+@functools.lru_cache(maxsize=2**14)
+def _parse_reference(text: str) -> list:
+    return _parse_math(text, REFERENCE_SECONDS)
+
+
+def _parse_math(text: str, seconds: int = MATH_SECONDS) -> list:
     """Formulas may come without the dollar signs that `math-verify` looks for; words would be products of letters."""
     if len(text) > MAX_FORMULA or _EXPLOSIVE.search(re.sub(r"\\(?:left|right)", "", text)):
         return []
-    read = functools.partial(parse, parsing_timeout=MATH_SECONDS)
+    read = functools.partial(_math_verify().parse, parsing_timeout=seconds)
     formula = _as_latex(text)
     return (read(f"${formula}$") if formula else []) or read(text)
 

@@ -251,6 +251,19 @@ def test_math_reads_latex_and_plain_text_alike(reference, plain, wrong):
     assert judge("math", reference, wrong) == judge("math", plain, wrong) == 0.0
 
 
+def test_a_busy_machine_loses_answers_but_no_references(monkeypatch):
+    math_verify = pytest.importorskip("math_verify")
+    read = []
+
+    def parse(text, parsing_timeout):
+        read.append(text)
+        return [17] if parsing_timeout > 2 else []  # as if reading took two seconds
+
+    monkeypatch.setattr(math_verify, "parse", parse)
+    assert [judge("math", "16.5 + .5", answer) for answer in ("16.5 + .5 ", "17", "18")] == [1.0, None, None]
+    assert read.count("$16.5 + .5$") == 1, "a reference is read once"
+
+
 def test_a_reference_that_cannot_be_compared_is_the_users_mistake():
     with pytest.raises(UserError, match=r"verifier.name: 'number' compares numbers.*'none'"):
         judge("number", "none", "4")
