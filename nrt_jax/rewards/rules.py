@@ -74,12 +74,20 @@ class Rules:
         """What the verifier says.
 
         Raises:
-            UserError: It says neither a number nor None.
+            UserError: It says neither a number nor None, or raises.
         """
         example = row.example
         if not tasks.is_task(self.config.name):  # Spelt as the tokenizer spells the policy's answers.
             example = dataclasses.replace(example, answer=self.encoder.tokenizer.decode(row.answer[:-1]))
-        verdict = self.verifier(example, completion)
+        try:
+            verdict = self.verifier(example, completion)
+        except UserError:
+            raise
+        except Exception as error:  # of any kind: a user's function runs
+            raise UserError(
+                f"verifier.name: {self.config.name!r} raised {type(error).__name__} {str(error)[:200]!r} at the "
+                f"question {example.question[:100]!r}; expected a number, or None where there is nothing to judge"
+            ) from error
         if verdict is None or (isinstance(verdict, int | float | np.number) and np.isfinite(verdict)):
             return verdict
         raise UserError(

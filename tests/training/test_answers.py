@@ -261,6 +261,20 @@ def test_without_its_package_the_verifier_of_mathematics_is_refused_with_the_con
         config.validate()
 
 
+def raising_verifier(example, completion):
+    return {}[f"no such\nkey as {completion.answer.strip()}"]
+
+
+def test_a_verifier_that_raises_is_named_in_one_line_with_the_question():
+    encode = encoder()
+    rules = Rules(encode, VerifierConfig(name=f"{__name__}:raising_verifier"))
+    with pytest.raises(
+        UserError, match=r"verifier.name: .*:raising_verifier' raised KeyError.* as 4.*'2 \+ 2 \?'"
+    ) as error:
+        rules.verdict(row(encode), rules.read(np.array(completion(encode, "sum", "4"))))
+    assert "\n" not in str(error.value)
+
+
 def test_weights_that_cannot_work_are_refused():
     for reward in (RewardConfig(intrinsic=0.0), RewardConfig(verifiable=float("nan"))):
         with pytest.raises(UserError, match=r"reward: weights .* expected finite numbers, one of them not 0"):
