@@ -4,9 +4,12 @@ Orbax notices a file that is missing or cut short; a flipped bit in an array's d
 """
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 from pathlib import Path
+
+from nrt_jax import json_file
 
 FILE = "checksums.json"
 
@@ -28,18 +31,22 @@ def find_damage(folder: str | Path) -> str | None:
     """
     folder = Path(folder)
     try:
-        digests = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        digests = json_file.read(folder / FILE)
+        if not isinstance(digests, dict):
+            raise ValueError(f"is {type(digests).__name__}, no object")
         names = [folder / name for name in digests]
         with concurrent.futures.ThreadPoolExecutor() as threads:
             found = list(threads.map(_digest, names))
     except OSError as error:
         return f"{error.filename or folder}: {error.strerror or error}"
-    except (ValueError, TypeError):
+    except ValueError:
         return f"{folder / FILE}: is no list of checksums"
     changed = [name for name, digest, now in zip(names, digests.values(), found, strict=True) if digest != now]
     return f"{changed[0]}: has changed since it was written" if changed else None
 
 
 def _digest(path: Path) -> str:
+    if path.exists() and not path.is_file():  # A pipe would wait for a writer.
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

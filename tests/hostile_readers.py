@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-from nrt_jax import checkpoints, hf, jsonl
+from nrt_jax import checkpoints, checksums, hf, jsonl
 from nrt_jax.data.encode import Encoder, TextConfig
 from nrt_jax.data.example import BadRow, Example
 from nrt_jax.data.rows import DataConfig, parse
 from nrt_jax.data.sources import open_rows
+from nrt_jax.errors import UserError
 from nrt_jax.evaluation import generation
 from nrt_jax.hf.weights import INDEX_FILE, SINGLE_FILE
 from nrt_jax.models import LoRAConfig, Model, ModelConfig
@@ -196,6 +198,20 @@ def read_run_metrics(folder: Path) -> None:
     assert all(type(record["step"]) is int for record in read_metrics(folder / "metrics.jsonl"))
 
 
+def write_checksums(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / name).write_text(name)
+    checksums.write(folder)
+
+
+def read_checksums(folder: Path) -> None:
+    """Digests that are accepted are the files'."""
+    if damage := checksums.find_damage(folder):
+        raise UserError(damage)
+    digests = json.loads((folder / checksums.FILE).read_text())
+    assert all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == digests[name] for name in digests)
+
+
 ORBAX_CONFIG = ModelConfig(
     vocab_size=5, hidden_size=2, intermediate_size=2, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2
 )
@@ -250,6 +266,7 @@ READERS = (
     ),
     Reader("run: config.json", write_run, ("config.json",), or_bytes(edit_json), read_run),
     Reader("run: metrics.jsonl", write_metrics, ("metrics.jsonl",), or_bytes(edit_json_line), read_run_metrics),
+    Reader("run: checksums.json", write_checksums, (checksums.FILE,), or_bytes(edit_json), read_checksums),
     Reader(
         "Orbax: its JSON",
         write_orbax,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nrt_jax import checksums
 from nrt_jax.errors import UserError
 from nrt_jax.training.checkpoint import Checkpointer, Damaged
 
@@ -213,6 +214,16 @@ def test_a_flipped_bit_or_a_lost_tail_is_noticed_or_changes_nothing(saved, data)
         assert ("\n" not in str(error) and str(file) in str(error)) or file.name == "checksums.json"
     finally:
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '""', "null", "3", '{"a": 1}', "[" * 5000, '["a"]', '{"\\u0000": ""}', '{"/dev/zero": ""}']
+)
+def test_a_list_of_checksums_that_is_none_is_damage(tmp_path, text):
+    checksums.write(tmp_path)
+    assert checksums.find_damage(tmp_path) is None
+    (tmp_path / checksums.FILE).write_text(text)
+    assert "\n" not in checksums.find_damage(tmp_path)
 
 
 def damage(folder):
