@@ -103,6 +103,47 @@ def edit_header(rng: random.Random, data: bytes) -> bytes:
     return rng.choice([len(text), len(text), lie]).to_bytes(8, "little") + text + data[8 + size :]
 
 
+def edit_tensors(rng: random.Random, data: bytes) -> bytes:
+    """A whole safetensors file of other tensors: lost, under another name, of another shape, dtype or value."""
+    size = int.from_bytes(data[:8], "little")
+    header, values = json.loads(data[8 : 8 + size]), data[8 + size :]
+    header.pop("__metadata__", None)
+    tensors = {name: (x["dtype"], x["shape"], values[slice(*x["data_offsets"])]) for name, x in header.items()}
+    for _ in range(rng.randint(1, 3)):
+        name = rng.choice(sorted(tensors))
+        dtype, shape, its = tensors[name]
+        other, width = rng.choice((("F16", 2), ("BF16", 2), ("I32", 4), ("U8", 1), ("F8_E4M3", 1), ("F64", 8)))
+        new = rng.choice(
+            (
+                None,
+                (dtype, [], its[:4]),
+                (dtype, [len(its) // 4], its),
+                (dtype, shape[::-1], its),
+                (dtype, [0, *shape[1:]], b""),
+                (other, shape, (its * 8)[: len(its) // 4 * width]),
+                (dtype, shape, its[:-1] + b"\x41"),
+            )
+        )
+        if rng.random() < 0.3:
+            tensors[rng.choice([*sorted(tensors), f"{name}.0"])] = tensors.pop(name)
+        elif new is not None:
+            tensors[name] = new
+        elif len(tensors) > 1:
+            del tensors[name]
+    header, values = {}, b""
+    for name, (dtype, shape, its) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(values), len(values) + len(its)]}
+        values += its
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + values
+
+
+def edit_safetensors(rng: random.Random, data: bytes) -> bytes:
+    """A safetensors file that lies, or a true one of other tensors."""
+    return rng.choice((edit_header, edit_tensors))(rng, data)
+
+
 def or_bytes(mutate: Mutation) -> Mutation:
     """A third of the cases change bytes instead."""
     return lambda rng, data: (edit_bytes if rng.random() < 1 / 3 else mutate)(rng, data)

@@ -29,23 +29,33 @@ from nrt_jax.training.metrics import read_metrics
 from tests.data.common import RELEASE
 from tests.fixtures_run import CHAT_TEMPLATE, examples, tokenizer
 from tests.hf import tiny
-from tests.hostile import Reader, edit_bytes, edit_header, edit_json, edit_json_line, or_bytes
+from tests.hostile import Reader, edit_bytes, edit_json, edit_json_line, edit_safetensors, or_bytes
 
 CONFIG = dataclasses.replace(tiny.LLAMA, num_layers=1, rope=tiny.LLAMA3_ROPE)
+TIED = dataclasses.replace(CONFIG, tie_embeddings=True)
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 ROWS = [dataclasses.asdict(example) for example in examples(4)]
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def read_weights(folder: Path) -> None:
+def read_weights(folder: Path, config: ModelConfig = CONFIG) -> None:
     """What is read is what the safetensors library reads."""
-    found = hf.read_params(folder, CONFIG)
+    found = hf.read_params(folder, config)
     theirs = {}
     for path in folder.glob("*.safetensors"):
         theirs |= safetensors.numpy.load_file(path)
     np.testing.assert_array_equal(found["final_norm"], theirs["model.norm.weight"])
-    np.testing.assert_array_equal(found["embedding"], theirs["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(found["embedding"], theirs[EMBEDDING])
     shapes = jax.tree.map(lambda leaf: leaf.shape, found)
-    assert shapes == jax.tree.map(lambda leaf: leaf.shape, Model(CONFIG).abstract_params())
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, Model(config).abstract_params())
+
+
+def read_tied(folder: Path) -> None:
+    """A head that is accepted is the embedding."""
+    read_weights(folder, TIED)
+    with safetensors.safe_open(folder / SINGLE_FILE, framework="numpy") as file:
+        if HEAD in set(file.keys()):
+            np.testing.assert_array_equal(file.get_tensor(HEAD), file.get_tensor(EMBEDDING))
 
 
 def params(config: ModelConfig):
@@ -56,6 +66,13 @@ def params(config: ModelConfig):
 
 def write_weights(folder: Path) -> None:
     hf.write_params(folder, CONFIG, params(CONFIG))
+
+
+def write_tied(folder: Path) -> None:
+    """With a head of its own, as some writers store it."""
+    hf.write_params(folder, TIED, params(TIED))
+    tensors = safetensors.numpy.load_file(folder / SINGLE_FILE)
+    safetensors.numpy.save_file(tensors | {HEAD: tensors[EMBEDDING]}, folder / SINGLE_FILE)
 
 
 def write_shards(folder: Path) -> None:
@@ -231,7 +248,8 @@ def read_orbax(folder: Path) -> None:
 
 
 READERS = (
-    Reader("safetensors", write_weights, (SINGLE_FILE,), or_bytes(edit_header), read_weights),
+    Reader("safetensors", write_weights, (SINGLE_FILE,), or_bytes(edit_safetensors), read_weights),
+    Reader("safetensors, tied", write_tied, (SINGLE_FILE,), or_bytes(edit_safetensors), read_tied),
     Reader("safetensors index", write_shards, (INDEX_FILE,), or_bytes(edit_json), read_weights),
     Reader("config.json", write_config, ("config.json",), or_bytes(edit_json), read_config),
     Reader("adapter_config.json", write_adapter, ("adapter_config.json",), or_bytes(edit_json), read_adapter),

@@ -164,6 +164,23 @@ def test_a_head_of_its_own_under_a_config_that_ties_it_is_refused(tmp_path):
         read_params(tmp_path, config)
 
 
+@pytest.mark.parametrize(
+    ("tensors", "line"),
+    [
+        ({"model.embed_tokens.weight": None}, r"model\.embed_tokens\.weight: missing from the checkpoint"),
+        ({"lm_head.weight": np.array(1, np.float32)}, r"lm_head\.weight: differs"),
+        ({"model.embed_tokens.weight": np.array(1, np.float32)}, r"model\.embed_tokens\.weight: found shape \(\)"),
+        ({"lm_head.weight": np.ones((13, 8), np.int32)}, r"lm_head\.weight: differs"),
+    ],
+)
+def test_a_tied_checkpoint_of_other_tensors_is_refused_by_name(tmp_path, tensors, line):
+    config = replaced(**TIED)
+    write_params(tmp_path, config, tiny.params(config))
+    edit(tmp_path, **{"lm_head.weight": np.asarray(tiny.params(config)["embedding"])} | tensors)
+    with pytest.raises(UserError, match=line):
+        read_params(tmp_path, config)
+
+
 def test_what_overflows_float16_is_refused_by_name(tmp_path):
     params = tiny.params(CONFIG)
     write_params(tmp_path, CONFIG, params, dtype="float16")
