@@ -68,16 +68,36 @@ def dpo_loss(
         their difference; `preference_accuracy`, the share of pairs where it is above 0; `log_prob_chosen` and
         `log_prob_rejected`, of whole completions, in nats.
     """
-    log_probs = jnp.sum(log_probs, -1, where=mask)
+    terms = pair_terms(jnp.sum(log_probs, -1, where=mask), jnp.sum(mask, -1), reference, config)
+    num_pairs = num_pairs or len(reference)
+    means = {name: jnp.sum(values) / num_pairs for name, values in terms.items()}
+    return means.pop("loss"), means
+
+
+def pair_terms(
+    log_probs: jax.Array, lengths: jax.Array, reference: jax.Array, config: DPOConfig
+) -> dict[str, jax.Array]:
+    """What `dpo_loss` means over, for each of P pairs.
+
+    Args:
+        log_probs: [P, 2] float32, log pi of the whole chosen and the whole rejected completion, in nats.
+        lengths: [P, 2] int32, their tokens.
+        reference: [P, 2] float32, log pi_ref of both.
+        config: The loss.
+
+    Returns:
+        Each [P]: `loss`, and the metrics of `dpo_loss`.
+    """
     log_ratio = log_probs - reference
     h = log_ratio[:, 0] - log_ratio[:, 1]
     if config.loss == "ipo":
-        per_token = log_ratio / jnp.maximum(jnp.sum(mask, -1), 1)
-        terms = jnp.square(per_token[:, 0] - per_token[:, 1] - 1 / (2 * config.beta))
+        per_token = log_ratio / jnp.maximum(lengths, 1)
+        loss = jnp.square(per_token[:, 0] - per_token[:, 1] - 1 / (2 * config.beta))
     else:
         right, wrong = jax.nn.log_sigmoid(config.beta * h), jax.nn.log_sigmoid(-config.beta * h)
-        terms = -(1 - config.label_smoothing) * right - config.label_smoothing * wrong
-    metrics = {
+        loss = -(1 - config.label_smoothing) * right - config.label_smoothing * wrong
+    return {
+        "loss": loss,
         "reward_chosen": config.beta * log_ratio[:, 0],
         "reward_rejected": config.beta * log_ratio[:, 1],
         "reward_margin": config.beta * h,
@@ -85,5 +105,3 @@ def dpo_loss(
         "log_prob_chosen": log_probs[:, 0],
         "log_prob_rejected": log_probs[:, 1],
     }
-    num_pairs = num_pairs or len(h)
-    return jnp.sum(terms) / num_pairs, {name: jnp.sum(values) / num_pairs for name, values in metrics.items()}

@@ -3,6 +3,7 @@ const TITLES = {
   reward: ["Reward", "mean of the step's traces"],
   reward_gain: ["Reward gain", "over the empty trace"],
   accuracy: ["Accuracy", "on held-out questions"],
+  held_out_preference_accuracy: ["Preferences", "share of held-out pairs whose margin is above 0"],
   answer_prob: ["p(answer)", "of the whole reference answer, after a trace"],
   entropy: ["Entropy", "nats a sampled token"],
   trace_length: ["Trace length", "tokens"],

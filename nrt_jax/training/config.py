@@ -122,8 +122,8 @@ class CheckpointConfig:
     Attributes:
         every: Steps between checkpoints; 0 for the end only.
         keep: Last checkpoints kept.
-        best: Kept beside them: those with the highest accuracy on held-out questions, if `evaluation.every` measured it
-            at their step.
+        best: Kept beside them: those with the highest accuracy on held-out questions (with `dpo`, of preferences on
+            held-out pairs), if `evaluation.every` measured it at their step.
         export_dtype: Dtype of the exported `hf/` folder's tensors.
     """
 

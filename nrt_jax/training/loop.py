@@ -7,8 +7,9 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -28,7 +29,7 @@ from nrt_jax.training.hinted import Chains
 from nrt_jax.training.learner import LearnerBatch, from_demonstrations
 from nrt_jax.training.metrics import CompilationCounter, MetricsWriter
 from nrt_jax.training.optimizer import make_optimizer
-from nrt_jax.training.preference import pair_reference
+from nrt_jax.training.preference import evaluate_pairs, held_out_pairs, pair_reference
 from nrt_jax.training.reference import Policy, follow
 from nrt_jax.training.scorer import Scorer
 from nrt_jax.training.setup import Setup
@@ -55,7 +56,7 @@ SHOWN = {
     "nrt": ("reward", "reward_gain", "answer_prob", "accuracy", "entropy", "trace_length", "empty_trace_share"),
     "sft": _SUPERVISED,
     "sft_with_trace": _SUPERVISED,
-    "dpo": (*_SUPERVISED, "reward_margin", "preference_accuracy"),
+    "dpo": (*_SUPERVISED, "reward_margin", "preference_accuracy", "held_out_preference_accuracy"),
 }
 _EVALUATION_STREAM = 2**31 - 1  # Steps count up from 0; evaluation draws from a key that no step uses.
 
@@ -91,6 +92,8 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
             initial = Policy(setup.model, setup.params, setup.frozen)
             found = pair_reference(config, initial, setup.train, setup.max_length, folder, log, stop.check)
             setup = dataclasses.replace(setup, pair_reference=found)
+            if not held_out_pairs(setup.train):
+                log("no held-out row has a pair: preferences are not measured, the best checkpoints are by accuracy")
         state = _steps(config, setup, folder, log, resumed, hard_tokens(before), stop)
         return _finish(config, setup, folder, log, state, before, started, stop)
 
@@ -132,7 +135,9 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
                 with contextlib.suppress(Stopped):  # The run that goes on evaluates.
                     found = summarise(_answer(config, setup, state.params, stop), hard)
                     # A step's own numbers keep their names.
-                    writer.write(step, {n if "accuracy" in n else f"held_out_{n}": x for n, x in found.items()})
+                    found = {n if "accuracy" in n else f"held_out_{n}": x for n, x in found.items()}
+                    preferences = _preferences(config, setup, state.params, stop)
+                    writer.write(step, found | {f"held_out_{n}": x for n, x in preferences.items()})
             stopping = stop.is_asked()
             if stopping or step == config.steps or (every and step % every == 0):
                 writer.flush(sync=True)
@@ -140,7 +145,7 @@ def _steps(config: TrainConfig, setup: Setup, folder: Path, log, resumed: bool, 
                 guard.check(writer.last)
                 if step > first:
                     extra = {"data": batches.get_state(), "metrics": writer.last} | _origin(config)
-                    checkpointer.save(step, state, extra, score=writer.last.get("accuracy"))
+                    checkpointer.save(step, state, extra, score=_score(writer.last))
             if stopping:
                 raise Stopped(f"stopped by {stop.name} after step {step} of {config.steps}, saved in {folder}")
     return state
@@ -269,6 +274,19 @@ def _answer(config: TrainConfig, setup: Setup, params, stop: StopRequest) -> lis
     return answer_questions(setup.model, params, setup.rules, setup.held_out, rng, *how)
 
 
+def _preferences(config: TrainConfig, setup: Setup, params, stop: StopRequest) -> dict[str, float]:
+    """The loss's own measures on held-out pairs, if that is the objective; raises Stopped as `_answer` does."""
+    if config.objective != "dpo":
+        return {}
+    policy = Policy(setup.model, params, setup.frozen)
+    return evaluate_pairs(config, policy, setup.pair_reference, setup.train, setup.max_length, stop.check)
+
+
+def _score(record: Mapping[str, Any]) -> float | None:
+    """By which the best checkpoints are chosen: held-out pairs before held-out answers, where there are some."""
+    return record.get("held_out_preference_accuracy", record.get("accuracy"))
+
+
 def _answers_before(config: TrainConfig, setup: Setup, folder: Path, stop: StopRequest) -> list[Answered]:
     """The untrained policy's answers; a resumed run reads those that it wrote first."""
     path = folder / "answers_before.jsonl"
@@ -282,10 +300,14 @@ def _answers_before(config: TrainConfig, setup: Setup, folder: Path, stop: StopR
 def _finish(config, setup: Setup, folder: Path, log, state: TrainState, before, started: float, stop) -> dict:
     """Evaluates, exports and sums up."""
     after, hard = _answer(config, setup, state.params, stop), hard_tokens(before)
+    preferences = _preferences(config, setup, state.params, stop)
     parallel.first(write_answers, folder / "answers_after.jsonl", after)
     _log_answers(log, "after", config, setup, after)
+    if preferences:
+        shown = ("preference_accuracy", "reward_margin", "loss")
+        log("held-out pairs after training: " + ", ".join(f"{name} {preferences[name]:.3f}" for name in shown))
     parallel.first(_export, config, setup, folder, parallel.fetch(state.params))
-    figures = {}
+    figures = {f"{name}_after": value for name, value in preferences.items()}
     for when, answered in (("before", before), ("after", after)):
         figures |= {f"{name}_{when}": value for name, value in summarise(answered, hard).items()}
     summary = figures | {

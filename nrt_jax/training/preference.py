@@ -5,6 +5,7 @@ step, and lie in the run's folder; there is never a second policy beside the one
 
     reference.npz    keys [N] uint64, ascending: hashes of the rows' token ids    log_probs [N, 2] float32
 
+Held-out pairs are among the rows, so that the loss and its margin can be measured on them (`evaluate_pairs`).
 A row finds its numbers by its tokens: neither the shuffle nor a resumed run can mix them up. Where the file is lost,
 they are computed again, from the params that the run started from.
 """
@@ -24,6 +25,7 @@ from nrt_jax import parallel
 from nrt_jax.data.encode import Encoded, Encoder
 from nrt_jax.data.load import Data
 from nrt_jax.data.scan import hash_ids
+from nrt_jax.objectives.dpo import pair_terms
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.learner import LearnerBatch, from_pairs
 from nrt_jax.training.reference import Policy, score_completions
@@ -35,7 +37,7 @@ _WINDOW = 4096
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairReference:
-    """log pi_ref of the completions of all training rows.
+    """log pi_ref of the completions of all training rows, and of the held-out rows that have some.
 
     Attributes:
         keys: [N] uint64, ascending.
@@ -46,7 +48,7 @@ class PairReference:
     log_probs: np.ndarray
 
     def where(self, rows: Sequence[Encoded]) -> np.ndarray:
-        """[P] int, the places of some training rows."""
+        """[P] int, the places of some rows."""
         return np.searchsorted(self.keys, np.array([hash_ids(row) for row in rows], np.uint64))
 
     def batch(self, encoder: Encoder, rows: Sequence[Encoded], max_length: int) -> LearnerBatch:
@@ -76,8 +78,14 @@ def read(path: Path, keys: np.ndarray) -> PairReference | None:
 
 
 def row_keys(data: Data) -> np.ndarray:
-    """[N] uint64, ascending, of all training rows; equal rows have one."""
-    return np.unique(np.concatenate([part.hashes for part in data.parts]))
+    """[N] uint64, ascending, of all training rows and held-out pairs; equal rows have one."""
+    held_out = np.array([hash_ids(row) for row in held_out_pairs(data)], np.uint64)
+    return np.unique(np.concatenate([*(part.hashes for part in data.parts), held_out]))
+
+
+def held_out_pairs(data: Data) -> list[Encoded]:
+    """The held-out rows that have a chosen and a rejected completion."""
+    return [row for row in data.held_out if row.pair is not None]
 
 
 def pair_reference(
@@ -103,16 +111,54 @@ def pair_reference(
     path, keys = folder / REFERENCE_FILE, row_keys(data)
     if parallel.first(lambda: read(path, keys) is not None):
         return read(path, keys)
-    log(f"computing the reference's log-probabilities of {len(data)} pairs, once")
-    size = config.rollout.prompts // config.updates_per_step // config.micro_batches
+    log(f"computing the reference's log-probabilities of {len(keys)} pairs, once")
     log_probs = np.full((len(keys), 2), np.nan, np.float32)
     found = PairReference(keys, log_probs)
-    examples = itertools.chain.from_iterable(data.parts)
-    while window := data.encoder.encode_many(list(itertools.islice(examples, _WINDOW))):
-        for part, values in score_pairs(policy, data.encoder, window, max_length, size, before_batch):
+    for window in _windows(data):
+        for part, values in score_pairs(policy, data.encoder, window, max_length, _size(config), before_batch):
             log_probs[found.where(part)] = values
     parallel.first(found.save, path)
     return found
+
+
+def _windows(data: Data) -> Iterator[list[Encoded]]:
+    examples = itertools.chain.from_iterable(data.parts)
+    while window := data.encoder.encode_many(list(itertools.islice(examples, _WINDOW))):
+        yield window
+    yield held_out_pairs(data)
+
+
+def _size(config: TrainConfig) -> int:
+    """Rows scored at once: as many as a part of the mini-batches, which fits."""
+    return config.rollout.prompts // config.updates_per_step // config.micro_batches
+
+
+def evaluate_pairs(
+    config: TrainConfig,
+    policy: Policy,
+    reference: PairReference,
+    data: Data,
+    max_length: int,
+    before_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """The loss and the metrics of `dpo_loss`, means over the held-out pairs; nothing where no held-out row has a pair.
+
+    Args:
+        config: The run.
+        policy: The one that learns.
+        reference: Of the run.
+        data: Of the run.
+        max_length: As for `from_pairs`.
+        before_batch: As for `pair_reference`.
+    """
+    found: dict[str, list[float]] = {}
+    scored = score_pairs(policy, data.encoder, held_out_pairs(data), max_length, _size(config), before_batch)
+    for part, log_probs in scored:
+        lengths = from_pairs(data.encoder, part, max_length=max_length).masks.reference.sum(-1)
+        terms = pair_terms(log_probs, lengths, reference.log_probs[reference.where(part)], config.dpo)
+        for name, values in jax.device_get(terms).items():
+            found.setdefault(name, []).extend(values.tolist())
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def score_pairs(

@@ -22,31 +22,37 @@ from nrt_jax.training.setup import prepare
 from nrt_jax.training.state import create_state
 from tests.fixtures_run import examples, records, write_config
 
-DELIMITER = "<|response_start|>"
+DELIMITER, HELD_OUT = "<|response_start|>", 3
 
 
-def pairs(num: int) -> list[dict]:
+def pairs(num: int, start: int = 0) -> list[dict]:
     """Sums: the chosen completion works and is right, the rejected one is wrong; of some, neither has a trace."""
     rows = []
-    for i, e in enumerate(examples(num)):
-        start = f"{e.trace}{DELIMITER}" if i % 3 else ""
-        rows.append({"prompt": e.question, "chosen": start + e.answer, "rejected": f"It is {i + 5}."})
+    for i, e in enumerate(examples(num, start=start)):
+        trace = f"{e.trace}{DELIMITER}" if i % 3 else ""
+        rows.append({"prompt": e.question, "chosen": trace + e.answer, "rejected": f"It is {i + 5}."})
     return rows
+
+
+def write_pairs(path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> TrainConfig:
     folder = tmp_path_factory.mktemp("inputs")
     config = write_config(folder)
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in pairs(12)))
+    held_out = [*pairs(HELD_OUT, start=50), {"question": "What is 1 plus 3?", "answer": "It is 4."}]
     return dataclasses.replace(
         config,
         objective="dpo",
-        data=(str(path),),
+        data=(write_pairs(folder / "pairs.jsonl", pairs(12)),),
+        dataset=dataclasses.replace(config.dataset, held_out=write_pairs(folder / "held_out.jsonl", held_out)),
         rollout=dataclasses.replace(config.rollout, prompts=12),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=2e-3),
-        evaluation=dataclasses.replace(config.evaluation, every=0, questions=1, batch_size=1, examples=0),
+        evaluation=dataclasses.replace(config.evaluation, every=1, questions=4, batch_size=4, examples=0),
+        checkpoint=dataclasses.replace(config.checkpoint, every=1, keep=3),
     )
 
 
@@ -76,7 +82,46 @@ def test_a_run_starts_at_the_reference_and_raises_the_margin(config, finished):
     assert last["loss"] < first["loss"]
     margins = [record["reward_margin"] for record in records(folder)]
     assert margins == sorted(margins) and margins[-1] > 0.01
-    assert lines.count("computing the reference's log-probabilities of 12 pairs, once") == 1
+    assert lines.count(f"computing the reference's log-probabilities of {12 + HELD_OUT} pairs, once") == 1
+
+
+def test_preferences_are_measured_on_held_out_pairs_and_choose_the_best_checkpoint(config, finished):
+    """Against whole sequences through the exported and the initial model, one at a time."""
+    folder, lines = finished
+    setup, last = prepare(config), records(folder)[-1]
+    models = [(setup.model, setup.params), (setup.model, params(folder))]
+    ratios, beta = [], config.dpo.beta
+    for row in setup.held_out[:HELD_OUT]:
+        before, after = ([whole_log_prob(*model, row.prompt, ids) for ids in row.pair] for model in models)
+        ratios.append([a - b for a, b in zip(after, before, strict=True)])
+    margins = np.array([beta * (chosen - rejected) for chosen, rejected in ratios])
+    expected = {
+        "loss": np.log1p(np.exp(-margins)).mean(),
+        "reward_margin": margins.mean(),
+        "reward_chosen": beta * np.mean([chosen for chosen, _ in ratios]),
+        "preference_accuracy": (margins > 0).mean(),
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    for name, value in expected.items():
+        assert last[f"held_out_{name}"] == summary[f"{name}_after"] == pytest.approx(value, abs=2e-5), name
+    assert any(line.startswith("held-out pairs after training: preference_accuracy") for line in lines)
+    assert scores(folder) == {record["step"]: record["held_out_preference_accuracy"] for record in records(folder)}
+
+
+def scores(folder) -> dict[int, float]:
+    """By which each checkpoint is ranked."""
+    notes = {int(path.parts[-3]): json.loads(path.read_text()) for path in folder.glob("checkpoints/*/extra/metadata")}
+    return {step: note["score"] for step, note in notes.items()}
+
+
+def test_without_held_out_pairs_accuracy_chooses_and_the_run_says_so(config, tmp_path):
+    lines, rows = [], [{"question": e.question, "answer": e.answer} for e in examples(4, start=50)]
+    dataset = dataclasses.replace(config.dataset, held_out=write_pairs(tmp_path / "plain.jsonl", rows))
+    run(dataclasses.replace(config, dataset=dataset, steps=1), tmp_path / "run", lines.append)
+    (record,) = records(tmp_path / "run")
+    assert not {name for name in record if name.startswith("held_out_") and "preference" in name}
+    assert scores(tmp_path / "run") == {1: record["accuracy"]}
+    assert sum(line.startswith("no held-out row has a pair") for line in lines) == 1
 
 
 def test_the_reference_is_read_again_and_a_resumed_run_is_the_same(config, finished, tmp_path):
@@ -143,15 +188,16 @@ def test_a_row_finds_its_numbers_by_its_tokens(config, finished):
     np.testing.assert_array_equal(back.reference_log_probs, batch.reference_log_probs[::-1])
     for row, (chosen, rejected) in zip(part, np.asarray(batch.reference_log_probs), strict=True):
         for ids, value in zip(row.pair, (chosen, rejected), strict=True):
-            whole = np.array([*row.prompt, *ids])
-            of_all = np.asarray(jax.nn.log_softmax(setup.model.logits(setup.params, pad(whole)[None]))[0])
-            at = np.arange(len(row.prompt), len(whole))
-            assert of_all[at - 1, whole[at]].sum() == pytest.approx(value, abs=1e-4)
+            assert whole_log_prob(setup.model, setup.params, row.prompt, ids) == pytest.approx(value, abs=1e-4)
 
 
-def pad(ids: np.ndarray) -> np.ndarray:
-    """To one length, for one program."""
-    return np.pad(ids, (0, 48 - len(ids)))
+def whole_log_prob(model, params, prompt, ids) -> float:
+    """log pi of a completion, in one plain forward, padded to one length for one program."""
+    whole = np.array([*prompt, *ids])
+    padded = np.pad(whole, (0, 48 - len(whole)))[None]
+    of_all = np.asarray(jax.nn.log_softmax(model.logits(params, padded))[0])
+    at = np.arange(len(prompt), len(whole))
+    return of_all[at - 1, whole[at]].sum()
 
 
 def test_a_run_that_is_stopped_while_the_reference_is_computed_leaves_none_and_goes_on(config, tmp_path):
