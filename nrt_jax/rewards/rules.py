@@ -30,6 +30,13 @@ class Rules:
         """Of the config's name."""
         return get_verifier(self.config.name)
 
+    @property
+    def num_tag_tokens(self) -> int:
+        """Tokens of the tags that stand around an answer."""
+        tag = self.config.answer_tag
+        tags = [f"<{tag}>", f"</{tag}>"] if tag else []
+        return sum(len(self.encoder.tokenizer(text, add_special_tokens=False).input_ids) for text in tags)
+
     def read(self, tokens: np.ndarray) -> Completion:
         """What the tokens [T] of a completion say, the last of which is EOS unless it was cut short."""
         trace_format, decode = self.encoder.format, self.encoder.tokenizer.decode

@@ -25,8 +25,9 @@ class RolloutConfig:
         prompts: P, questions a step.
         group_size: K, traces a question.
         max_trace_length: Z, most tokens of a trace.
-        max_answer_length: Most tokens that are sampled after it and its delimiter, where a reward wants answers; 0 for
-            as many as the longest reference answer has, or for `text.max_answer_length` where no reward looks at one.
+        max_answer_length: Most tokens that are sampled after it and its delimiter, in evaluation and where a reward
+            wants answers, tags and EOS included; 0 for as many as the longest reference answer and the tags have, or
+            for `text.max_answer_length` where no reward looks at references.
         max_length: Most tokens of prompt, trace, delimiter and answer together; a longer sample loses the tail of its
             trace. 0 for what the model supports.
         temperature: Of sampling; scores and losses divide their logits by it too.

@@ -221,7 +221,6 @@ def _step(
 
 
 def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainState, LearnerBatch, Outcome, dict]:
-    answer_length = config.max_answer_length(setup.train.longest_answer)
     copies = setup.copies(state.params)
     scorer = Scorer.of(config, setup, rows, copies, state)
     learner_batch, outcome = collect(
@@ -229,7 +228,7 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainS
         copies,
         setup.encoder.batch(rows),
         rng,
-        sampling_config(config.rollout, setup.trace_format, config.reward.samples_answer * answer_length),
+        sampling_config(config.rollout, setup.trace_format, config.reward.samples_answer * setup.limits.answer),
         score=scorer,
         chains=_chains_of(config, setup, rows),
         reference=setup.reference(state),

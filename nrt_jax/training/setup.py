@@ -42,7 +42,7 @@ class Setup:
         rules: Ids to verdicts.
         train: Training rows, and what was left out of them.
         held_out: Evaluation rows.
-        limits: Most tokens of a trace and an answer in evaluation.
+        limits: Most tokens of a trace and of an answer that is sampled.
         model_folder: Where the model came from.
         max_length: Most tokens of a whole sample.
         layout: Over devices; None where one trains.
@@ -184,7 +184,7 @@ def prepare(config: TrainConfig) -> Setup:
         held_out=data.held_out,
         limits=Limits(
             trace=config.rollout.max_trace_length,
-            answer=data.longest_answer if config.compares_answers else config.max_answer_length(data.longest_answer),
+            answer=config.max_answer_length(data.longest_answer + rules.num_tag_tokens),
             chunk_size=config.rollout.chunk_size,
         ),
         model_folder=location.base,

@@ -77,6 +77,18 @@ def run(config: TrainConfig, folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "answers_after.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("tag", ["", "answer"])
+def test_the_longest_reference_fits_into_what_is_sampled_with_its_tags(model, tag):
+    config = recipe("abduction", "--model", model, *SMALL.split(), "--verifier.answer-tag", tag)
+    given = dataclasses.replace(config.rollout, max_answer_length=0)
+    made = setup.prepare(dataclasses.replace(config, rollout=given))
+    rows = [*made.train, *made.held_out]
+    answers = [f"<{tag}>{row.example.answer}</{tag}>" if tag else row.example.answer for row in rows]
+    lengths = [len(made.tokenizer(text, add_special_tokens=False).input_ids) + 1 for text in answers]
+    assert max(lengths) == made.limits.answer
+    assert setup.prepare(config).limits.answer == config.rollout.max_answer_length == 8
+
+
 def test_a_specialist_runs_and_level_2_goes_on_from_level_1(model, tmp_path):
     first = recipe("deduction", "--model", model, *SMALL.split())
     prepared = setup.prepare(first)
