@@ -30,23 +30,35 @@ class Rules:
         """Of the config's name."""
         return get_verifier(self.config.name)
 
+    @functools.cached_property
+    def _tags(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of the tags before and after an answer."""
+        tag, tokenizer = self.config.answer_tag, self.encoder.tokenizer
+        tags = (f"<{tag}>", f"</{tag}>") if tag else ("", "")
+        return tuple(tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in tags)
+
+    def written(self, row: Encoded) -> tuple[int, ...]:
+        """Ids of y* as it is asked for after the delimiter: in its tags, if there are any, and with EOS."""
+        before, after = self._tags
+        return (*before, *row.answer[:-1], *after, row.answer[-1])
+
     @property
     def num_tag_tokens(self) -> int:
         """Tokens of the tags that stand around an answer."""
-        tag = self.config.answer_tag
-        tags = [f"<{tag}>", f"</{tag}>"] if tag else []
-        return sum(len(self.encoder.tokenizer(text, add_special_tokens=False).input_ids) for text in tags)
+        return sum(map(len, self._tags))
 
     def read(self, tokens: np.ndarray) -> Completion:
         """What the tokens [T] of a completion say, the last of which is EOS unless it was cut short."""
         trace_format, decode = self.encoder.format, self.encoder.tokenizer.decode
         trace, answer = trace_format.split(tokens)
         is_repeated = answer is not None and trace_format.delimiter in answer
-        text = None if answer is None or is_repeated else decode(answer)
-        return self._parse(decode(trace), text, finished=trace_format.eos in tokens)
-
-    def _parse(self, trace: str, answer: str | None, *, finished: bool) -> Completion:
-        return parse_completion(trace, answer, finished, self._reserved, self.config.answer_tag)
+        return parse_completion(
+            decode(trace),
+            None if answer is None or is_repeated else decode(answer),
+            finished=trace_format.eos in tokens,
+            reserved=self._reserved,
+            tag=self.config.answer_tag,
+        )
 
     @functools.cached_property
     def _reserved(self) -> list[str]:
@@ -63,15 +75,14 @@ class Rules:
         Raises:
             UserError: There is no such verifier, or what it needs is not installed.
         """
-        name, tag = self.config.name, self.config.answer_tag
+        name = self.config.name
         self.verifier  # noqa: B018 - a verifier that is missing is no row's fault
         if name not in VERIFIERS and not tasks.is_task(name):
             return None
-        reference = self.encoder.tokenizer.decode(row.answer[:-1])
-        written = f"<{tag}>{reference}</{tag}>" if tag else reference
-        detail = f"verifier.name: {name!r} does not find the reference answer {reference[:100]!r} itself right"
+        completion = self.read(np.array([self.encoder.format.delimiter, *self.written(row)], np.int32))
+        detail = f"verifier.name: {name!r} does not find the reference answer {row.example.answer[:100]!r} itself right"
         try:
-            if self.is_correct(row, self._parse("", written, finished=True)):
+            if self.is_correct(row, completion):
                 return None
         except UserError as error:
             detail = str(error)

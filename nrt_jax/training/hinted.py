@@ -30,7 +30,8 @@ class Chains:
     """Right chains of thought, one a question.
 
     Attributes:
-        tokens: [P, 1, Z] int32, z* and its delimiter, and, where answers are sampled, y* and EOS; -1 after the end.
+        tokens: [P, 1, Z] int32, z* and its delimiter, and, where answers are sampled, y* in its tags and EOS; -1 after
+            the end.
         config: How they are cut and used.
     """
 
@@ -44,12 +45,24 @@ class Chains:
         trace_format: TraceFormat,
         config: HintConfig,
         *,
-        with_answer: bool,
+        written: Sequence[Sequence[int]] | None,
         max_length: int,
     ) -> "Chains":
-        """The demonstrations of some rows, all of which have one; a trace that does not fit loses its tail."""
-        ends = [(trace_format.delimiter, *(row.answer if with_answer else ())) for row in rows]
-        room = [max_length - len(row.prompt) - 1 - len(row.answer) for row in rows]
+        """The demonstrations of some rows, all of which have one; a trace that does not fit loses its tail.
+
+        Args:
+            rows: P questions.
+            trace_format: In token ids.
+            config: How they are cut and used.
+            written: What follows the delimiter of each, where answers are sampled (`Rules.written`); None elsewhere.
+            max_length: Most tokens of prompt, trace, delimiter and answer together.
+        """
+        answers = [()] * len(rows) if written is None else written
+        ends = [(trace_format.delimiter, *answer) for answer in answers]
+        room = [
+            max_length - len(row.prompt) - 1 - max(len(row.answer), len(answer))
+            for row, answer in zip(rows, answers, strict=True)
+        ]
         tokens, mask = pad([(*row.trace[: max(n, 0)], *end) for row, n, end in zip(rows, room, ends, strict=True)])
         return cls(np.where(mask, tokens, -1)[:, None], config)
 

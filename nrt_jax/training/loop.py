@@ -255,8 +255,8 @@ def state_parts(config: TrainConfig) -> dict[str, bool]:
 def _chains_of(config: TrainConfig, setup: Setup, rows) -> Chains | None:
     if not config.hints.steps:
         return None
-    how = {"with_answer": config.reward.samples_answer, "max_length": setup.max_length}
-    return Chains.of(rows, setup.trace_format, config.hints, **how)
+    written = [setup.rules.written(row) for row in rows] if config.reward.samples_answer else None
+    return Chains.of(rows, setup.trace_format, config.hints, written=written, max_length=setup.max_length)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -115,12 +115,6 @@ def _validate_hints(config: "TrainConfig") -> None:
         f"{hints.group_size} = hints.per_level x (hints.steps - 1) + hints.plain + 1",
     )
     _require(config.objective == "nrt", "hints.steps", hints.steps, f"0 with --objective {config.objective}")
-    _require(
-        not (config.verifier.answer_tag and config.reward.samples_answer),
-        "verifier.answer_tag",
-        repr(config.verifier.answer_tag),
-        "none with hints: the chain's own row ends in y*, which has no tags",
-    )
 
 
 def _validate_method(config: "TrainConfig") -> None:

@@ -1,5 +1,6 @@
 """Groups with hints: what each row was given, what it sampled, and what of it is learned."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from nrt_jax.data import Example
 from nrt_jax.errors import UserError
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
+from nrt_jax.rewards import VerifierConfig
 from nrt_jax.rollout.hints import HintConfig, boundaries
 from nrt_jax.training import loop, setup
 from nrt_jax.training.collect import collect
@@ -148,3 +150,25 @@ def test_a_run_with_hints_learns_and_one_without_chains_is_refused(tmp_path):
     fixtures_run.write_rows(tmp_path / "train.jsonl", rows)
     with pytest.raises(UserError, match=r"hints.steps: 3 needs a chain.* 1 rows of .*train.jsonl have none"):
         setup.prepare(config)
+
+
+@pytest.mark.parametrize("tag", ["", "answer"])
+@pytest.mark.parametrize("is_tight", [False, True])
+def test_the_chains_own_row_is_right_and_written_as_asked(tmp_path, tag, is_tight):
+    config = dataclasses.replace(
+        hinted_config(tmp_path),
+        reward=RewardConfig(intrinsic=0.0, verifiable=1.0, format=1.0),
+        verifier=VerifierConfig(answer_tag=tag),
+    )
+    made = setup.prepare(config)
+    rows = made.train[:4]
+    if is_tight:  # There is room for one token of a trace at least.
+        longest = max(len(row.prompt) + 2 + len(made.rules.written(row)) for row in rows)
+        made = dataclasses.replace(made, max_length=longest)
+    tokens = loop._chains_of(config, made, rows).tokens
+    lengths = np.sum(tokens >= 0, -1)
+    scores = made.rules.score(rows, tokens, lengths, has_answers=True)
+    assert (scores["format"] == 1).all() and (scores["verifiable"] == 1).all()
+    assert (lengths[:, 0] + [len(row.prompt) for row in rows] <= made.max_length).all()
+    traces = [made.rules.read(chain[0]).trace for chain in tokens]
+    assert [trace == row.example.trace for trace, row in zip(traces, rows, strict=True)] == [not is_tight] * 4

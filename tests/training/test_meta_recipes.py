@@ -53,6 +53,10 @@ def test_numbers_are_the_papers(name):
         assert config.data == (name,) and config.dataset.level == "1" and config.verifier.name == name
 
 
+def test_hints_go_with_answers_in_tags():
+    recipe("domain", "--hints.steps", 4, "--rollout.group-size", 12).validate()
+
+
 def test_format_worth_two_or_nothing_gives_the_advantages_of_plus_and_minus_one():
     config, rng = recipe("deduction"), np.random.default_rng(0)
     answer = rng.choice([2.0, -1.5, -2.0], (16, 4))
