@@ -17,7 +17,8 @@ def get_config() -> TrainConfig:
     tulu-3-sft-mixture; then `--data tfds:tulu3_sft_mixture:train --dataset.held-out tfds:tulu3_sft_mixture:test`.
 
     Sampling, scoring and the update are split (`max_rows`, `micro_batches`), and the policy by `--mesh.fsdp` and
-    `--mesh.tensor`. Where a device's memory is short, lower `--rollout.max-rows` and `--evaluation.batch-size`, raise
+    `--mesh.tensor`. Where a device's memory is short, lower `--rollout.max-rows` and `--evaluation.batch-size`, a
+    quarter of it (a question of evaluation has a prompt and an answer of its own, where a row shares the one), raise
     `--micro-batches` (prompts / updates / micro-batches stays a multiple of data x fsdp).
     """
     return TrainConfig(
@@ -32,12 +33,14 @@ def get_config() -> TrainConfig:
         optimizer=OptimizerConfig(
             learning_rate=2e-6, warmup_updates=324, b1=0.9, b2=0.95, eps=1e-15, weight_decay=0.01
         ),
-        evaluation=EvaluationConfig(questions=1024, every=50),
+        evaluation=EvaluationConfig(questions=1024, every=50, batch_size=64),
     )
 
 
 def on(mesh: MeshConfig, model: str, *, micro_batches: int, max_rows: int) -> TrainConfig:
     """The recipe for a model and the devices that it fits on: the numbers of the method stay."""
     recipe = get_config()
+    split = {"mesh": mesh, "micro_batches": micro_batches}
     rollout = dataclasses.replace(recipe.rollout, max_rows=max_rows)
-    return dataclasses.replace(recipe, model=model, mesh=mesh, micro_batches=micro_batches, rollout=rollout)
+    evaluation = dataclasses.replace(recipe.evaluation, batch_size=max(1, max_rows // 4))
+    return dataclasses.replace(recipe, model=model, rollout=rollout, evaluation=evaluation, **split)

@@ -3,7 +3,7 @@
 python -m launch.plan --config configs/NAME.py --topology v5e:4x4    TPUs, by libtpu (pip install -e '.[tpu]')
 python -m launch.plan --config configs/NAME.py --topology gpu:8 --hbm-gib 80    the same from shapes, on virtual devices
 
-Compiles the programs of one step as a run calls them. Exit code 1 where they do not fit.
+Compiles the programs of one step as a run calls them; counts evaluation's caches. Exit code 1 where they do not fit.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from nrt_jax import checkpoints, hf
 from nrt_jax.errors import UserError
 from nrt_jax.models import ModelConfig
 from nrt_jax.parallel.topology import Topology, open_topology
-from nrt_jax.training import plan
+from nrt_jax.training import plan, plan_evaluation
 from nrt_jax.training.config import TrainConfig
-from nrt_jax.training.programs import Program, TooLarge
+from nrt_jax.training.programs import Memory, Program, TooLarge
 
 GIB = 2.0**30
 #: config.json of the recipes' models, as published.
@@ -58,7 +58,10 @@ def main(config: PlanConfig) -> None:
     )
     programs, part_size = compile_all(run)
     print(table(programs, topology, limit))
-    too_large = [program for program in programs if program.memory.peak > limit]
+    evaluation = plan_evaluation.memory(run, sum(p.memory.outputs for p in programs if p.name == "layout for decoding"))
+    print(evaluation_line(plan_evaluation.num_questions(run), evaluation, limit))
+    too_large = [program.name for program in programs if program.memory.peak > limit]
+    too_large += ["evaluation"] * (evaluation.peak > limit)
     if topology.chip and not too_large:
         print(step_time(programs, topology))
     if config.search and limit < math.inf:
@@ -137,20 +140,29 @@ def step_time(programs: list[Program], topology: Topology) -> str:
     return f"a step takes at least {total:.1f} s = {parts} (texts as long as allowed, chips at their peak)"
 
 
-def advice(too_large: list[Program], config: PlanConfig, limit: float) -> str:
+def evaluation_line(num_questions: int, memory: Memory, limit: float) -> str:
+    """What evaluation takes for certain."""
+    mark = "!" if memory.peak > limit else ""
+    return (
+        f"evaluation, {num_questions} questions at once: at least {memory.peak / GIB:.2f}{mark} GiB, of which "
+        f"{memory.temporaries / GIB:.2f} are caches and matrices for decoding (from shapes, without activations)"
+    )
+
+
+def advice(too_large: list[str], config: PlanConfig, limit: float) -> str:
     """What to change."""
-    learning = ("gradient", "optimizer", "reference", "moving average")
-    sampling = [p.name for p in too_large if p.name not in learning]
+    others = ("gradient", "optimizer", "reference", "moving average", "evaluation")
     mend = []
-    if sampling:
+    if "evaluation" in too_large:
+        mend.append(f"lower --evaluation.batch-size ({config.evaluation.batch_size})")
+    if any(name not in others for name in too_large):
         rows = config.rollout.max_rows or config.rollout.prompts * config.rollout.group_size
         mend.append(f"lower --rollout.max-rows ({rows}), --rollout.cache-dtype int8, raise --mesh.decode-tensor")
-    if any(p.name in ("gradient", "reference") for p in too_large):
+    if any(name in ("gradient", "reference") for name in too_large):
         remat = "" if config.remat == "full" else ", --remat full"
         mend.append(f"raise --micro-batches ({config.micro_batches}){remat}, raise --mesh.tensor")
     mend.append("more chips" + ("" if config.lora.rank else ", adapters (--lora.rank 16)"))
-    names = ", ".join(p.name for p in too_large)
-    return f"does not fit into {limit / GIB:.2f} GiB: {names}; {'; '.join(mend)}"
+    return f"does not fit into {limit / GIB:.2f} GiB: {', '.join(too_large)}; {'; '.join(mend)}"
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nrt_jax import parallel
+from nrt_jax.data.batch import Batch
 from nrt_jax.data.encode import Encoded
 from nrt_jax.models import Model, Params
 from nrt_jax.rewards import Rules, score_reference
 from nrt_jax.rollout import SamplingConfig, cut_traces, sample
+
+_KEY_BLOCK = 256  # Questions whose keys are folded from one: the default batch, so that published figures stay.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,8 @@ class EvaluationConfig:
         questions: Held-out questions, at most.
         every: Steps between evaluations; 0 for before and after only.
         temperature: Of the sampled traces and answers; 0 is greedy.
-        batch_size: Questions decoded at once.
+        batch_size: Questions that a replica decodes at once; caches for so many whole samples must fit beside what
+            trains. Changes no result but for rounding.
         examples: Questions whose traces are shown before and after.
     """
 
@@ -96,19 +100,8 @@ def answer_questions(
     """
     answered, running, encoder = {}, collections.deque(), rules.encoder
     copies = [params] if isinstance(params, Mapping) else params
-    stop_ids = jnp.array([encoder.format.eos], jnp.int32)
-    own = SamplingConfig(
-        stop_ids=stop_ids,
-        temperature=jnp.float32(config.temperature),
-        max_new_tokens=limits.trace + 1 + limits.answer,
-        chunk_size=limits.chunk_size,
-    )
-    direct = SamplingConfig(
-        stop_ids=stop_ids,
-        temperature=jnp.float32(0.0),
-        max_new_tokens=limits.answer,
-        chunk_size=limits.chunk_size,
-    )
+    own = sampling_of(config, limits, encoder.format.eos)
+    direct = own.replace(temperature=jnp.float32(0.0), max_new_tokens=limits.answer)
     process, num_processes = jax.process_index(), jax.process_count()
     for i, first in enumerate(range(0, len(rows), num_processes * config.batch_size)):
         before_batch()
@@ -122,7 +115,8 @@ def answer_questions(
         skipping = [dataclasses.replace(row, prompt=(*row.prompt, encoder.format.delimiter)) for row in padded]
         copy = copies[i % len(copies)]
         with parallel.on(copy):
-            sampled = _sample_and_score(model, copy, encoder.batch(padded), jax.random.fold_in(rng, start), own)
+            keys = _keys(rng, start, len(padded))
+            sampled = sample_and_score(model, copy, encoder.batch(padded), keys, own)
             empty = sample(model, copy, encoder.batch(skipping).prompts, rng, direct)
             running.append((start, part, (sampled, (empty.tokens[:, 0], empty.mask[:, 0]))))
         if len(running) == len(copies):
@@ -130,6 +124,28 @@ def answer_questions(
     for batch in running:
         answered |= _fetch(rules, *batch)
     return _of_all_processes(answered)
+
+
+def sampling_of(config: EvaluationConfig, limits: Limits, eos: int) -> SamplingConfig:
+    """How evaluation samples a trace and an answer for each question."""
+    return SamplingConfig(
+        stop_ids=jnp.array([eos], jnp.int32),
+        temperature=jnp.float32(config.temperature),
+        max_new_tokens=limits.trace + 1 + limits.answer,
+        chunk_size=limits.chunk_size,
+    )
+
+
+def _keys(rng: jax.Array, first: int, num: int) -> jax.Array:
+    """[num, 1] keys of the questions from `first` on: a question's follows from its index alone, not from its batch."""
+    block, index = np.divmod(np.arange(first, first + num, dtype=np.uint32), _KEY_BLOCK)
+    return _fold_in(rng, block * _KEY_BLOCK, index)[:, None]
+
+
+@jax.jit
+def _fold_in(rng: jax.Array, *numbers: jax.Array) -> jax.Array:
+    """[N] keys, into which the numbers [N] are folded one after the other."""
+    return jax.vmap(lambda *number: functools.reduce(jax.random.fold_in, number, rng))(*numbers)
 
 
 def _of_all_processes(answered: Mapping[int, Answered]) -> list[Answered]:
@@ -199,9 +215,9 @@ def hard_tokens(answered: Sequence[Answered], threshold: float = 0.5) -> list[np
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sample_and_score(model, params, batch, rng, sampling):
-    """One row a question: its tokens [P, T], their number [P], log c and log c_base [P, Y]."""
-    rollout = sample(model, params, batch.prompts, rng, sampling)
+def sample_and_score(model: Model, params: Params, batch: Batch, keys: jax.Array, sampling: SamplingConfig):
+    """One row a question: its tokens [P, T], their number [P], log c and log c_base [P, Y]; keys are [P, 1]."""
+    rollout = sample(model, params, batch.prompts, keys, sampling)
     tokens, lengths = rollout.tokens[:, 0], jnp.sum(rollout.mask[:, 0], -1)
     # The row holds trace, delimiter and answer; cut before the delimiter, its caches are those of the trace alone.
     is_delimiter = tokens == batch.reference.delimiter

@@ -354,16 +354,27 @@ def _compile_rollout(run: Run, found: list[Program]) -> None:
 
 def _move(run: Run, found: list[Program]) -> Params:
     """The policy's copy on one replica, as shapes; appends the program that brings it there, if one does."""
-    policy = jax.eval_shape(lambda params, frozen: lora.combine(params, frozen), run.params, run.frozen)
-    axes = run.model.logical_axes()
+    if run.layout is not None:
+        policy, axes = _policy(run), run.model.logical_axes()
+        placed = parallel.shardings(axes, policy, run.layout.train)
+        policy = jax.tree.map(lambda x, sharding: shape(x.shape, x.dtype, sharding), policy, placed)
+        program = compile_program("parameters", run.layout.mover(policy, axes), jax.tree.leaves(policy))
+        found.append(dataclasses.replace(program, moved=program.memory.outputs - program.memory.arguments))
+    return copy_of(run)
+
+
+def copy_of(run: Run) -> Params:
+    """The policy's copy on one replica, as shapes."""
     if run.layout is None:
-        return at(parallel.beside(run.params), policy)
-    policy = jax.eval_shape(run.model.compute_params, policy)
-    placed = parallel.shardings(axes, policy, run.layout.train)
-    policy = jax.tree.map(lambda x, sharding: shape(x.shape, x.dtype, sharding), policy, placed)
-    program = compile_program("parameters", run.layout.mover(policy, axes), jax.tree.leaves(policy))
-    found.append(dataclasses.replace(program, moved=program.memory.outputs - program.memory.arguments))
-    return run.layout.abstract_copy(policy, axes, np.array(run.topology.part(run.config.mesh.replica_size)))
+        return at(parallel.beside(run.params), _policy(run))
+    replica = np.array(run.topology.part(run.config.mesh.replica_size))
+    return run.layout.abstract_copy(_policy(run), run.model.logical_axes(), replica)
+
+
+def _policy(run: Run) -> Params:
+    """All of its parameters, as shapes; over a mesh in the compute dtype."""
+    policy = jax.eval_shape(lambda params, frozen: lora.combine(params, frozen), run.params, run.frozen)
+    return policy if run.layout is None else jax.eval_shape(run.model.compute_params, policy)
 
 
 def _seats(sampling: SamplingConfig, num_seats: int, num_places: int) -> engine.Seats:

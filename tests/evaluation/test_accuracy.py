@@ -1,5 +1,7 @@
 """What evaluation reports, against sequences decoded and scored by hand."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ import pytest
 from nrt_jax import hf
 from nrt_jax.data import formats
 from nrt_jax.data.encode import Encoder, TextConfig
-from nrt_jax.evaluation import EvaluationConfig, Limits, answer_questions, hard_tokens, summarise
+from nrt_jax.evaluation import EvaluationConfig, Limits, accuracy, answer_questions, hard_tokens, summarise
 from nrt_jax.rewards import Rules, VerifierConfig
+from nrt_jax.rollout import row_keys
 from tests.fixtures_run import examples, write_model
 
 LIMITS = Limits(trace=6, answer=6)
@@ -37,6 +40,30 @@ def answered(policy):
 def test_every_question_is_answered_once_in_order(policy, answered):
     assert [a.question for a in answered] == [row.example.question for row in policy[3]]
     assert [len(a.token_log_probs) for a in answered] == [len(row.answer) for row in policy[3]]
+
+
+@pytest.mark.parametrize("batch_size", [5, 256])
+def test_a_questions_key_follows_from_its_index_not_from_its_batch(policy, monkeypatch, batch_size):
+    """So that a run may go on with another `evaluation.batch_size`; in the default's batches it is `sample`'s."""
+    model, params, encoder, rows = policy
+    rows, used, rng = rows[:1] * 300, [], jax.random.key(3)
+
+    def record(model, params, batch, keys, sampling):
+        used.extend(jax.random.key_data(keys[:, 0]).tolist())
+        size = len(batch.prompts.tokens)
+        return np.zeros((size, 1), int), np.zeros(size, int), np.zeros((size, 64)), np.zeros((size, 64))
+
+    def nothing(model, params, prompts, rng, sampling):
+        empty = np.zeros((len(prompts.tokens), 1, 1))
+        return types.SimpleNamespace(tokens=empty, mask=empty > 0)
+
+    monkeypatch.setattr(accuracy, "sample_and_score", record)
+    monkeypatch.setattr(accuracy, "sample", nothing)
+    config = EvaluationConfig(batch_size=batch_size)
+    answer_questions(model, params, Rules(encoder, VerifierConfig()), rows, rng, config, LIMITS)
+    expected = [row_keys(jax.random.fold_in(rng, first), 256, 1)[:, 0] for first in (0, 256)]
+    expected = np.concatenate([jax.random.key_data(keys) for keys in expected])[:300]
+    np.testing.assert_array_equal(used[:300], expected)
 
 
 def test_base_log_probs_equal_a_full_forward_of_question_delimiter_answer(policy, answered):

@@ -13,11 +13,14 @@ import pytest
 
 from launch import bench, cli, plan
 from nrt_jax.data.encode import TextConfig
-from nrt_jax.models import ModelConfig
+from nrt_jax.evaluation import EvaluationConfig
+from nrt_jax.models import Model, ModelConfig
 from nrt_jax.objectives import NRTLossConfig
 from nrt_jax.parallel import MeshConfig
 from nrt_jax.parallel.topology import CHIPS, open_topology
+from nrt_jax.rollout import engine
 from nrt_jax.training import plan as programs
+from nrt_jax.training import plan_evaluation
 from nrt_jax.training.config import ReferenceConfig, RolloutConfig, TrainConfig
 from nrt_jax.training.cost import Cost
 from nrt_jax.training.programs import Memory, Program, size_on_device
@@ -117,6 +120,19 @@ def test_every_recipe_names_a_model_whose_shape_is_shipped():
         assert plan.read_model(config.model, "bfloat16").num_parameters > 1e9
 
 
+@pytest.mark.parametrize("name", ["nrt", *(file.stem for file in sorted(cli.CONFIGS_FOLDER.glob("nrt_*.py")))])
+def test_a_recipes_evaluation_has_no_more_caches_than_its_rollout(name):
+    """It samples on each replica before the first step, beside the same state."""
+    config = cli.load_config(name, TrainConfig)
+    model = Model(plan.read_model("Llama-3.2-1B" if name == "nrt" else config.model, config.dtype))
+    nowhere = dict.fromkeys(("topology", "layout", "params", "frozen", "reference"))
+    planned = programs.Run(config=config, model=model, **nowhere)
+    num_rows, num_groups, _ = engine.room(planned.sampling, planned.share)
+    prompt, trace = config.text.max_prompt_length, config.rollout.max_trace_length
+    rollout = num_groups * (2 * prompt + config.rollout.group_size * trace) + num_rows * trace
+    assert plan_evaluation.num_questions(planned) * plan_evaluation.slots(planned) <= rollout
+
+
 @pytest.fixture(scope="module")
 def run():
     return programs.describe(CONFIG, MODEL, open_topology("cpu:4"))
@@ -191,6 +207,19 @@ def test_the_largest_micro_batch_is_the_last_whose_peak_is_within_the_limit(run,
     assert set(tried) == {2, 8}
 
 
+def test_evaluation_is_counted_in_keys_and_values_of_whole_samples(run):
+    """K and V, bfloat16, of two layers, a head a device: 32 + 32 of the prompt, 65 + 96 of trace, delimiter, answer."""
+    found = programs_of_evaluation(run, 5)
+    assert found.temporaries == 1000.0 + 5 * (32 + 32 + 65 + 96) * 2 * 2 * 64 * 2
+    assert found.beside == size_on_device(run.state)
+    assert found.arguments == size_on_device(programs.copy_of(run))
+
+
+def programs_of_evaluation(run, batch_size):
+    config = dataclasses.replace(run.config, evaluation=EvaluationConfig(batch_size=batch_size))
+    return plan_evaluation.memory(dataclasses.replace(run, config=config), weights=1000.0)
+
+
 def test_what_does_not_fit_exits_with_1_and_says_what_to_change(model, capsys):
     with pytest.raises(SystemExit) as exit_:
         command(model, *FLAGS, "--topology=gpu:4", "--hbm-gib=0.0001")
@@ -199,6 +228,8 @@ def test_what_does_not_fit_exits_with_1_and_says_what_to_change(model, capsys):
     for name in ("parameters", "prefill", "decoding", "scoring", "gradient", "optimizer"):
         assert re.search(rf"^{name} .*!", printed.out, re.MULTILINE), printed.out
     assert "no micro-batch fits" in printed.out
+    assert re.search(r"^evaluation, 256 questions at once: at least .*!", printed.out, re.MULTILINE), printed.out
+    assert "lower --evaluation.batch-size (256)" in printed.err
     assert "--rollout.max-rows" in printed.err and "--micro-batches" in printed.err and "more chips" in printed.err
 
 
