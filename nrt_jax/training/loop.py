@@ -38,7 +38,8 @@ from nrt_jax.training.state import TrainState, abstract_state, create_state
 from nrt_jax.training.step import Outcome, describe, sampling_config
 from nrt_jax.training.update import read_lengths, update
 
-#: What a resumed run may change: how long it goes on, how often it reports and saves, and on which devices.
+#: What a resumed run may change: how long it goes on, how often it reports and saves, on which devices, and in which
+#: parts it computes, which changes nothing but rounding.
 MAY_CHANGE = (
     "workdir",
     "checkpoint",
@@ -49,6 +50,14 @@ MAY_CHANGE = (
     "mesh",
     "distributed",
     "report",
+    "micro_batches",
+    "remat",
+    "attention",
+    "rollout.devices",
+    "rollout.max_rows",
+    "rollout.chunk_size",
+    "evaluation.batch_size",
+    "judge.batch_size",
 )
 _SUPERVISED = ("loss", "accuracy", "gradient_norm")
 #: The metrics of the progress line.
