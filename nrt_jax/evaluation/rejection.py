@@ -16,13 +16,13 @@ from nrt_jax.data.encode import Encoded
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import generation
 from nrt_jax.models import Model, Params
-from nrt_jax.rewards import Completion, Rules
+from nrt_jax.rewards import Rules
 from nrt_jax.rollout import Truncation
 from nrt_jax.tasks import judging
 
 
 def readable(rules: Rules, rows: Sequence[Encoded], *, where: str) -> list[Encoded]:
-    """The rows whose reference answer the verifier can read, before hours of sampling end at one that it cannot.
+    """The rows whose reference answer the verifier finds right: one that it cannot read would end hours of sampling.
 
     How many others there are is said on stderr.
 
@@ -32,16 +32,15 @@ def readable(rules: Rules, rows: Sequence[Encoded], *, where: str) -> list[Encod
         where: Name of their source.
 
     Raises:
-        UserError: It can read none of them, though there are some.
+        UserError: It finds none of them right, though there are some.
     """
     found, problems = [], []
     for row in rows:
-        try:
-            rules.verdict(row, Completion("", row.example.answer, well_formed=True))
-        except UserError as problem:
-            problems.append(problem)
-        else:
+        problem = rules.problem(row)
+        if problem is None:
             found.append(row)
+        else:
+            problems.append(problem)
     if problems and not found:
         raise UserError(f"{problems[0]} (so all {len(rows)} rows of {where})")
     if problems:

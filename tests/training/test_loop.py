@@ -1,6 +1,7 @@
 """A whole run on a tiny random model: what it leaves behind, that it resumes exactly, and every objective."""
 
 import dataclasses
+import functools
 import json
 
 import chex
@@ -320,3 +321,8 @@ def test_think_tags_run_and_the_export_knows_them(config, tmp_path):
     opening, delimiter = (hf.token_id(hf.load_tokenizer(tmp_path / "hf"), t) for t in ("<think>", "</think>"))
     assert (setup.trace_format.opening, setup.trace_format.delimiter) == ((opening,), delimiter)
     assert all(row.prompt[-1] == opening for row in [*setup.train, *setup.held_out])
+
+
+def test_what_a_resumed_run_may_change_are_fields():
+    for name in loop.MAY_CHANGE:
+        functools.reduce(getattr, name.split("."), TrainConfig())
