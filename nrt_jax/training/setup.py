@@ -133,44 +133,20 @@ def prepare(config: TrainConfig) -> Setup:
     rules = Rules(encoder, config.verifier)
     check = rules.problem if config.has_verdicts else None
     data = load(opened, encoder, dataset, num_held_out=questions, max_length=max_length, check=check)
-    if config.objective == "sft_with_trace" and not data.has_traces:
-        raise UserError(
-            f"objective: 'sft_with_trace' learns from traces and {', '.join(config.data)} has none; expected rows "
-            f"with a column {config.dataset.trace_column!r} (--dataset.trace-column), or --objective sft"
-        )
-    if config.objective == "dpo" and data.num_without_pair:
-        raise UserError(
-            f"objective: 'dpo' learns from pairs, and {data.num_without_pair} rows of {', '.join(config.data)} have "
-            f"none; expected columns {dataset.chosen_column!r} and {dataset.rejected_column!r} "
-            "(--dataset.chosen-column, --dataset.rejected-column) in all of them"
-        )
-    if config.hints.steps and data.num_without_trace:
-        raise UserError(
-            f"hints.steps: {config.hints.steps} needs a chain of thought for each question, and "
-            f"{data.num_without_trace} rows of {', '.join(config.data)} have none; expected a column "
-            f"{config.dataset.trace_column!r} (--dataset.trace-column) in all of them"
-        )
+    _check_rows(config, data)
     param_dtype = config.dtype if config.lora.rank else "float32"  # only what is trained needs float32
     params = checkpoints.load_params(location, plain, param_dtype=param_dtype, mesh=layout and layout.train)
     params = formats.resolve(config.trace, plain, params, known)[2]  # with the rows of added tokens
     adapter = frozen = None
     if config.lora.rank:
         model = dataclasses.replace(model, lora=config.lora)
-        added = sorted(
-            tokenizer.get_vocab()[token] for token in tokenizer.get_vocab().keys() - known.get_vocab().keys()
-        )
+        added = sorted(tokenizer.get_vocab()[x] for x in tokenizer.get_vocab().keys() - known.get_vocab().keys())
         params, frozen = lora.split(model, params, added, jax.random.key(config.seed))
-        is_local = checkpoints.is_local(config.model)
-        base = str(location.base.absolute()) if is_local else config.model
+        base = str(location.base.absolute()) if checkpoints.is_local(config.model) else config.model
         adapter = hf.Adapter(config.lora, base, tuple(added))
     if layout:
         params = layout.place(params, lora.logical_axes(model, params))
         frozen = frozen and layout.place(frozen, lora.frozen_axes(model))
-    judge = None
-    if config.reward.judge and config.judge.model not in ("policy", "reference"):
-        judge = load_judge(config.judge, dtype=config.dtype)
-        placed = layout.place(judge.params, judge.model.logical_axes()) if layout else judge.params
-        judge = dataclasses.replace(judge, params=_copies_of(judge.model, placed, layout, devices))
     return Setup(
         model=model,
         params=params,
@@ -192,5 +168,36 @@ def prepare(config: TrainConfig) -> Setup:
         layout=layout,
         devices=devices,
         initial=initial_policy(model, params, frozen) if config.reference.kind == "initial" else None,
-        judge=judge,
+        judge=_judge(config, layout, devices),
     )
+
+
+def _check_rows(config: TrainConfig, data: Data) -> None:
+    """Raises UserError if the objective needs columns that the rows lack."""
+    where, dataset = ", ".join(config.data), config.rows
+    if config.objective == "sft_with_trace" and not data.has_traces:
+        raise UserError(
+            f"objective: 'sft_with_trace' learns from traces and {where} has none; expected rows "
+            f"with a column {dataset.trace_column!r} (--dataset.trace-column), or --objective sft"
+        )
+    if config.objective == "dpo" and data.num_without_pair:
+        raise UserError(
+            f"objective: 'dpo' learns from pairs, and {data.num_without_pair} rows of {where} have "
+            f"none; expected columns {dataset.chosen_column!r} and {dataset.rejected_column!r} "
+            "(--dataset.chosen-column, --dataset.rejected-column) in all of them"
+        )
+    if config.hints.steps and data.num_without_trace:
+        raise UserError(
+            f"hints.steps: {config.hints.steps} needs a chain of thought for each question, and "
+            f"{data.num_without_trace} rows of {where} have none; expected a column "
+            f"{dataset.trace_column!r} (--dataset.trace-column) in all of them"
+        )
+
+
+def _judge(config: TrainConfig, layout: Layout | None, devices: Sequence[jax.Device]) -> Judge | None:
+    """The checkpoint that judges, if one does, with a copy on each replica that samples."""
+    if not config.reward.judge or config.judge.model in ("policy", "reference"):
+        return None
+    judge = load_judge(config.judge, dtype=config.dtype)
+    placed = layout.place(judge.params, judge.model.logical_axes()) if layout else judge.params
+    return dataclasses.replace(judge, params=_copies_of(judge.model, placed, layout, devices))
