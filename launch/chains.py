@@ -23,7 +23,7 @@ from nrt_jax.data.load import load, open_sources
 from nrt_jax.data.rows import DataConfig
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import EvaluationConfig
-from nrt_jax.evaluation.rejection import at_most, readable, right_chains
+from nrt_jax.evaluation.rejection import at_most, right_chains
 from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
 
 
@@ -49,7 +49,7 @@ class ChainsConfig:
         seed: Of the sampling, and of a task's questions.
         batch_size: Completions decoded at once.
         dtype: Compute dtype of the model.
-        verifier: How answers are judged; questions whose reference it cannot read are left out and counted.
+        verifier: How answers are judged; questions whose reference it does not find right are left out.
         dataset: Columns, bad rows, size and level of a task.
         text: Template and length limits; of a run's checkpoint by default those of the run.
         trace: Trace format; of a run's checkpoint by default that of the run.
@@ -101,8 +101,11 @@ def main(config: ChainsConfig) -> None:
     encoder = Encoder(tokenizer, trace_format, config.text)
     rules = Rules(encoder, config.verifier)
     longest = model.config.max_position_embeddings - config.max_new_tokens
-    data = load(opened, encoder, config.dataset, num_held_out=config.held_out, max_length=longest)
-    rows = readable(rules, list(data), where=f"data {', '.join(config.data)}")
+    how = {"num_held_out": config.held_out, "max_length": longest, "check": rules.problem}
+    data = load(opened, encoder, config.dataset, **how)
+    for line in data.report(with_trace=False):
+        print(line, file=sys.stderr)
+    rows = list(data)
 
     started, done = time.monotonic(), {}
     for found in right_chains(

@@ -28,7 +28,7 @@ from nrt_jax.data.load import load, open_sources
 from nrt_jax.data.rows import DataConfig
 from nrt_jax.data.sources import open_rows
 from nrt_jax.errors import UserError
-from nrt_jax.evaluation.rejection import Sampled, answers, readable
+from nrt_jax.evaluation.rejection import Sampled, answers
 from nrt_jax.rewards import Rules, VerifierConfig, get_verifier
 from nrt_jax.tasks import judging
 from nrt_jax.tasks.judging import Judged
@@ -55,7 +55,7 @@ class JudgementsConfig:
         seed: Of the sampling, and of a task's questions.
         batch_size: Answers decoded at once.
         dtype: Compute dtype of the models.
-        verifier: How answers are judged; questions whose reference it cannot read are left out and counted.
+        verifier: How answers are judged; questions whose reference it does not find right are left out.
         dataset: Columns, bad rows, size and level of a task.
         text: Template and length limits; of a run's checkpoint, what is left at its default is that of the run.
         trace: Trace format; likewise.
@@ -198,15 +198,15 @@ def _questions(config: JudgementsConfig) -> list[_Questions]:
             trace_format, model, _, tokenizer = formats.resolve(trace, model, {}, tokenizer)
             encoder = Encoder(tokenizer, trace_format, text)
             longest = model.config.max_position_embeddings - config.max_new_tokens
-            data = load(opened, encoder, dataset, num_held_out=config.held_out, max_length=longest)
             rules = Rules(encoder, config.verifier)
+            check = None if config.unlabelled else rules.problem
+            data = load(opened, encoder, dataset, num_held_out=config.held_out, max_length=longest, check=check)
+            for line in data.report(with_trace=False):
+                print(line, file=sys.stderr)
             is_task, most = tasks.is_task(name), config.questions or None
             parts = (data[:most], data.held_out[:most]) if is_task else ([*data, *data.held_out][:most], [])
-            if config.unlabelled:
-                parts = (parts[0], [])
-            else:
-                parts = (readable(rules, part, where=f"data {name}") for part in parts)
-            found.append(_Questions(checkpoint, name, rules, trace, *parts))
+            held_out = [] if config.unlabelled else parts[1]
+            found.append(_Questions(checkpoint, name, rules, trace, parts[0], held_out))
     return found
 
 

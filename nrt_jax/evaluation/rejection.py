@@ -6,46 +6,17 @@ The former are what StepHint cuts into hints and `sft_with_trace` learns from; t
 import collections
 import dataclasses
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from nrt_jax.data import Example
 from nrt_jax.data.encode import Encoded
-from nrt_jax.errors import UserError
 from nrt_jax.evaluation import generation
 from nrt_jax.models import Model, Params
 from nrt_jax.rewards import Rules
 from nrt_jax.rollout import Truncation
 from nrt_jax.tasks import judging
-
-
-def readable(rules: Rules, rows: Sequence[Encoded], *, where: str) -> list[Encoded]:
-    """The rows whose reference answer the verifier finds right: one that it cannot read would end hours of sampling.
-
-    How many others there are is said on stderr.
-
-    Args:
-        rules: Whose verifier is asked what it says of the reference itself.
-        rows: The questions.
-        where: Name of their source.
-
-    Raises:
-        UserError: It finds none of them right, though there are some.
-    """
-    found, problems = [], []
-    for row in rows:
-        problem = rules.problem(row)
-        if problem is None:
-            found.append(row)
-        else:
-            problems.append(problem)
-    if problems and not found:
-        raise UserError(f"{problems[0]} (so all {len(rows)} rows of {where})")
-    if problems:
-        print(f"{where}: {len(problems)} of {len(rows)} questions left out; the first: {problems[0]}", file=sys.stderr)
-    return found
 
 
 def right_chains(

@@ -124,7 +124,7 @@ def test_references_that_the_verifier_cannot_read_are_left_out_before_anything_i
     path = str(write_rows(tmp_path / "rows.jsonl", rows))
     assert run(tmp_path, "--verifier.name", "number", data=path) == []
     assert [row.example for row in asked] == [rows[0], rows[2]]
-    assert "1 of 3 questions left out; the first: verifier.name: 'number'" in capsys.readouterr().err
+    assert "3 of 4 rows; left out: 1 answer is not right to the verifier 'number'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_references_that_the_verifier_cannot_read_are_left_out_before_anything_i
         (["--temperature", "0"], "temperature: 0.0 cannot work"),
         (["--verifier.name", "exakt"], "verifier.name: unknown value 'exakt'"),
         (["--max-new-tokens", "5000"], "longer than"),
-        (["--verifier.name", "verdict"], "is none; expected <verdict>correct</verdict>"),
+        (["--verifier.name", "verdict"], "4 answer is not right to the verifier 'verdict'"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, problem):
