@@ -2,7 +2,7 @@
 
 For each (question, response) it samples n thoughts with a verdict each, and scores both verdicts after every thought:
 
-    vote   the verdict that more of the n thoughts end in; none where they are equal, or none can be read
+    vote   the verdict that more of the n thoughts end in; of equal ones the first, none where none can be read
     soft   P(correct | question, response, z) = p(correct | z) / (p(correct | z) + p(incorrect | z)), mean over the n z
 
 Both probabilities come from the scorer of the intrinsic reward, on the caches that the sampler left; so does P without

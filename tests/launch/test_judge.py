@@ -74,7 +74,7 @@ def test_a_judge_that_always_says_correct_scores_50_on_libra_bench(kind, tmp_pat
         (lambda label: {"p_correct": 0.5}, 0),
         (lambda label: {"verdict": label, "p_correct": 0.5}, 100),
         (lambda label: {"judgement": "<think>so</think><verdict>correct</verdict>"}, 50),
-        (lambda label: {"judgement": ["<verdict>correct</verdict>", "<verdict>incorrect</verdict>"]}, 0),
+        (lambda label: {"judgement": ["<verdict>correct</verdict>", "<verdict>incorrect</verdict>"]}, 50),
         (lambda label: {"judgement": ["<verdict>correct</verdict>"] * 2 + ["<verdict>incorrect</verdict>"]}, 50),
         (lambda label: {"judgement": "the verdict is correct"}, 0),
     ],
