@@ -1,4 +1,4 @@
-"""The commands of README and docs: each is accepted as it stands, and those for a user's own model and data are run."""
+"""The commands of README and docs: each is accepted as it stands; those of some pages are run one after the other."""
 
 import importlib
 import inspect
@@ -21,15 +21,19 @@ ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = {"README.md": README} | {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 _BLOCK, _INLINE = re.compile(r"```(?:bash)?\n(.*?)```", re.DOTALL), re.compile(r"`((?:python|pip) [^`]*)`")
-_SLURM = "srun --ntasks-per-node=1 "
+_INDENTED = re.compile(r"(?<=\n\n)((?: {4}.*\n)+)")
+_LAUNCHER = re.compile(r"(?:srun|gcloud) .*?(?=python )")
 
 
 def commands():
     """Those of code blocks, and those in a sentence; not what only begins one."""
     for page, text in PAGES.items():
-        lines = "\n".join(_BLOCK.findall(text)).replace("\\\n", " ").splitlines() + _INLINE.findall(text)
+        blocks = "\n".join(_BLOCK.findall(text) + _INDENTED.findall(text))
+        lines = blocks.replace("\\\n", " ").splitlines() + _INLINE.findall(text)
         for line in dict.fromkeys(lines):
-            line = line.split(" #")[0].removeprefix(_SLURM).strip()
+            line = line.split(" #")[0].strip()
+            if launcher := _LAUNCHER.match(line):  # It may quote the command.
+                line = line[launcher.end() :].removesuffix('"')
             if re.match(r"(python|pip) ", line) and "..." not in line:
                 yield pytest.param(line, id=f"{page}: {line}")
 
@@ -63,26 +67,56 @@ def test_every_command_is_accepted(command):
         assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests/"))
 
 
-def test_the_quickstart_runs(tmp_path, monkeypatch):
-    """Its commands in their order, with one small step and few questions; installing is what CI begins with."""
-    monkeypatch.chdir(tmp_path)
-    small = {
-        "train": "--steps 1 --rollout.prompts 4 --rollout.group-size 2 --evaluation.every 0 --evaluation.questions 2",
-        "eval": "--questions 2 --decoding.chunk-size 48 --decoding.max-trace-length 24",
-        "generate": "",
-    }
-    for line in "".join(re.findall(r"```bash\n(.*?)```", PAGES["index.md"], re.DOTALL)).splitlines():
-        words = shlex.split(line)
+SMALL = {
+    "train": "--steps 1 --rollout.prompts 4 --rollout.group-size 2 --evaluation.every 0 --evaluation.questions 2",
+    "eval": "--questions 2 --samples 4 --decoding.chunk-size 48 --decoding.max-trace-length 24",
+}
+
+
+def run_page(name, own):
+    """A page's commands in their order, with one small step and few questions; installing is what CI begins with.
+
+    Args:
+        name: Of the page.
+        own: What stands for names that a user has; a command with a name for which nothing stands is left out.
+    """
+    for line in "".join(re.findall(r"```bash\n(.*?)```", PAGES[name], re.DOTALL)).splitlines():
+        words = [own.get(word, word) for word in shlex.split(line)]
         if words[0] == "echo":
             subprocess.run(["bash", "-c", line], check=True)
-        elif words[:2] == ["python", "-m"] and words[2] != "venv" and "path/to/model" not in words:
-            module = importlib.import_module(words[2])
-            module.main(config_of(f"{line} {small[words[2].removeprefix('launch.')]}", exists=True))
-    both = json.loads((tmp_path / "both.json").read_text())
+        elif words[1:3] == ["-m", "pytest"] or not {"venv", "path/to/model"}.isdisjoint(words):
+            continue
+        elif words[:2] == ["python", "-m"]:
+            small = [] if "--compare" in words else SMALL.get(words[2].removeprefix("launch."), "").split()
+            importlib.import_module(words[2]).main(config_of(shlex.join(words + small), exists=True))
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The folder in which the quickstart was run."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_page("index.md", {})
+    return folder
+
+
+def test_the_quickstart_runs(quickstart):
+    both = json.loads((quickstart / "both.json").read_text())
     assert both["questions"] == 2 and both["comparison"].keys() == both["metrics"].keys()
-    assert (tmp_path / "runs" / "first" / "report.html").stat().st_size > 10_000
-    (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert (quickstart / "runs" / "first" / "report.html").stat().st_size > 10_000
+    (row,) = [json.loads(line) for line in (quickstart / "out.jsonl").read_text().splitlines()]
     assert set(generate.ADDS) < set(row)
+
+
+def test_the_commands_of_evaluation_and_report_run(quickstart, monkeypatch):
+    monkeypatch.chdir(quickstart)
+    run_page("evaluation.md", {"runs/mine": "runs/first", "first.json": "eval.json", "second.json": "both.json"})
+    compared = json.loads((quickstart / "compared.json").read_text())
+    assert compared["comparison"]["greedy accuracy"]["difference"]["mean"] is not None
+    (quickstart / "both.html").unlink(missing_ok=True)
+    run_page("report.md", dict.fromkeys(("runs/mine", "runs/a", "runs/b"), "runs/first"))
+    assert "first (2)" in (quickstart / "both.html").read_text()
 
 
 FILES = sorted(path.relative_to(ROOT / "configs").with_suffix("") for path in (ROOT / "configs").rglob("*.py"))
