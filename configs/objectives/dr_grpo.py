@@ -26,7 +26,7 @@ def change(recipe: TrainConfig) -> TrainConfig:
             ratio_low=0.8,
             ratio_high=1.2,
             normaliser="sequence_mean_token_sum",
-            constant=float(recipe.max_sampled_length),
+            constant=0.0,
             delimiter_weight=0.0,
             token_weight=0.0,
         ),

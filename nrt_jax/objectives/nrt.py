@@ -29,7 +29,8 @@ class NRTLossConfig:
             divides by `constant` (Dr.GRPO: the most tokens a trace may have) and averages over sequences. `constant`
             divides the sum over all by `constant`. The NRT release's `token_mean` counts only tokens that the ratio
             bounds keep; a training update counts all, so that it can be split into parts.
-        constant: Divisor of `constant` and `sequence_mean_token_sum`.
+        constant: Divisor of `constant` and `sequence_mean_token_sum`; 0 stands for the most tokens that the run samples
+            in a row, as in Dr.GRPO (`TrainConfig.resolved`).
         delimiter_mean: The cross-entropy on forced delimiters is averaged over them (`forced`, the release) or over
             all sequences. When few rows miss the delimiter, the former lets each of them outweigh the whole rest of
             the batch: on the embedded task steps with such a row had a median gradient norm of 10, the others of 0.5.
@@ -93,7 +94,11 @@ def policy_mask(masks: LossMasks, config: NRTLossConfig) -> jax.Array:
 
 
 def denominators(masks: LossMasks, config: NRTLossConfig) -> Denominators:
-    """Denominators of a whole mini-batch, from its masks alone; `normaliser` does not concern the delimiter's."""
+    """Denominators of a whole mini-batch, from its masks alone; `normaliser` does not concern the delimiter's.
+
+    Raises:
+        ValueError: The constant still stands for another number.
+    """
     num_sequences = jnp.float32(masks.trace.size // masks.trace.shape[-1])
 
     def divisor(mask):
@@ -101,6 +106,8 @@ def denominators(masks: LossMasks, config: NRTLossConfig) -> Denominators:
             return jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
         if config.normaliser == "sequence_mean_token_mean":  # By its own length each sequence is divided in the loss.
             return num_sequences
+        if not config.constant:
+            raise ValueError("constant: 0 stands for a number; expected TrainConfig.resolved")
         per_sequence = num_sequences if config.normaliser == "sequence_mean_token_sum" else 1.0
         return jnp.float32(config.constant) * per_sequence
 

@@ -259,3 +259,13 @@ class TrainConfig:
         """Most tokens that a row samples, its answer included where it has one."""
         longest_answer = self.max_answer_length(self.text.max_answer_length)
         return self.rollout.max_trace_length + (1 + longest_answer if self.reward.samples_answer else 0)
+
+    @property
+    def resolved(self) -> "TrainConfig":
+        """With numbers in the place of those that stand for the most that a row samples, which flags may change."""
+        shaping, loss = self.reward.shaping, self.loss
+        longest = self.max_sampled_length if shaping.overlong_max == -1 else shaping.overlong_max
+        cache = longest // 5 if shaping.overlong_cache == -1 else shaping.overlong_cache
+        shaping = dataclasses.replace(shaping, overlong_max=longest, overlong_cache=cache)
+        loss = dataclasses.replace(loss, constant=loss.constant or float(self.max_sampled_length))
+        return dataclasses.replace(self, reward=dataclasses.replace(self.reward, shaping=shaping), loss=loss)

@@ -93,6 +93,7 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
     with contextlib.ExitStack() as held, run_folder.disk_errors(folder), StopRequest() as stop:
         parallel.first(held.enter_context, run_folder.owned(folder))
         resumed = parallel.first(run_folder.prepare, folder, to_dict(config), resume_may_change=may_change)
+        config = config.resolved  # The folder keeps what was asked for.
         description = (setup.model, setup.tokenizer, setup.model_folder, setup.adapter)
         parallel.first(checkpoints.describe_run, folder, *description)
         before = _answers_before(config, setup, folder, stop)

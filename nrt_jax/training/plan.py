@@ -129,6 +129,7 @@ def describe(config: TrainConfig, model_config: ModelConfig, topology: Topology)
         UserError: The config cannot work, or its mesh has another number of devices.
     """
     config.validate()
+    config = config.resolved
     if config.objective != "nrt":
         raise UserError(f"objective: {config.objective!r} is not planned; expected 'nrt', which needs the most memory")
     if config.rollout.devices > 1:

@@ -143,11 +143,14 @@ def _validate_method(config: "TrainConfig") -> None:
         True,
         f"a reward that is never below 0: with --reward.mode {mode}, 0 would be the best",
     )
+    for name in ("reward.shaping.overlong_max", "reward.shaping.overlong_cache"):
+        _require(_field(config, name) >= -1, name, _field(config, name), "0 or more, or -1 for what the run samples")
+    punished = config.resolved.reward.shaping
     _require(
-        shaping.overlong_cache <= shaping.overlong_max,
+        punished.overlong_cache <= punished.overlong_max,
         "reward.shaping.overlong_cache",
-        shaping.overlong_cache,
-        f"at most overlong_max, {shaping.overlong_max}",
+        punished.overlong_cache,
+        f"at most overlong_max, {punished.overlong_max}",
     )
     is_judge = config.reward.judge != 0 and config.judge.model == "reference"
     is_asked = loss.kl_weight > 0 or reference.scores != "nothing" or is_judge
@@ -193,7 +196,6 @@ _POSITIVE = (
     "rollout.devices",
     "rollout.temperature",
     "optimizer.learning_rate",
-    "loss.constant",
     "judge.thoughts",
     "judge.max_thought_length",
     "judge.batch_size",
@@ -216,9 +218,8 @@ _NOT_NEGATIVE = (
     "loss.token_weight",
     "loss.ratio_low",
     "loss.kl_weight",
+    "loss.constant",
     "advantage.min_std",
-    "reward.shaping.overlong_max",
-    "reward.shaping.overlong_cache",
     "reward.shaping.ngram_count",
     "optimizer.warmup_updates",
     "optimizer.weight_decay",

@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch import cli
 from nrt_jax.objectives import LossMasks, NRTLossConfig, denominators, group_advantage, nrt_loss
+from nrt_jax.rewards import punishment
+from nrt_jax.training.config import TrainConfig
 
 P, K, T = 2, 3, 6
 LONGEST = 4
@@ -139,7 +142,7 @@ def recipe(name):
     config = module.get_config()
     return module.change(
         dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_trace_length=LONGEST))
-    )
+    ).resolved
 
 
 floats = st.floats(-1.0, 1.0, width=32)
@@ -204,6 +207,30 @@ def test_loss_and_gradient_are_the_papers(name, c, given_denominators):
     loss, gradient = ours(*arrays, masks_of(c), name=name, given_denominators=given_denominators)
     np.testing.assert_allclose(loss, FORMULAS[name](c), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(gradient, numerical_gradient(FORMULAS[name], c), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "longest"),
+    [
+        ((), 2048),
+        (("--rollout.max-trace-length=8192",), 8192),
+        (("--reward.intrinsic=0", "--reward.verifiable=1"), 2048 + 1 + 4096),
+        (("--reward.intrinsic=0", "--reward.verifiable=1", "--rollout.max-answer-length=9"), 2048 + 1 + 9),
+    ],
+)
+def test_numbers_of_a_recipe_that_follow_from_lengths_follow_the_flags(flags, longest):
+    """Else DAPO punishes every trace above the recipe's own length by -1, and Dr.GRPO divides by that."""
+    dapo, dr_grpo = (
+        cli.parse(TrainConfig, "prog", "", args=[f"--config=objectives/{name}", *flags]) for name in ("dapo", "dr_grpo")
+    )
+    dapo.validate()
+    dr_grpo.validate()
+    shaping = dapo.resolved.reward.shaping
+    assert (shaping.overlong_max, shaping.overlong_cache) == (longest, longest // 5)
+    assert dr_grpo.resolved.loss.constant == longest
+    lengths = jnp.array([longest - longest // 5, longest])
+    punished = punishment(jnp.zeros((2, longest + 1)), jnp.arange(longest + 1) < lengths[:, None], shaping)
+    np.testing.assert_allclose(punished, [0.0, -1.0])
 
 
 def test_every_policy_loss_and_estimator_is_on_policy_what_it_says():

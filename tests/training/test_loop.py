@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 
 import chex
 import jax
@@ -96,6 +97,15 @@ def test_the_report_says_what_the_folder_holds(finished):
     assert f'"name": "{folder.name}"' in text and "answers_unlearned" not in text
     start = json.loads((folder / "environment.jsonl").read_text())
     assert start["step"] == 0 and start["jax"] == jax.__version__ and start["code"] in text
+
+
+def test_a_run_computes_with_resolved_numbers_and_keeps_what_was_asked_for(config, tmp_path, monkeypatch):
+    asked, used = dataclasses.replace(config, loss=dataclasses.replace(config.loss, constant=0.0)), []
+    monkeypatch.setattr(loop, "_answers_before", lambda config, *_: used.append(config) or sys.exit())
+    with pytest.raises(SystemExit):
+        run(asked, tmp_path)
+    assert used == [asked.resolved] != [asked]
+    assert json.loads((tmp_path / "config.json").read_text())["loss"]["constant"] == 0
 
 
 def test_padding_and_programs_are_logged(finished):
