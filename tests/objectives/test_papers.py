@@ -13,9 +13,18 @@ import numpy as np
 import pytest
 
 from launch import cli
-from nrt_jax.objectives import LossMasks, NRTLossConfig, denominators, group_advantage, nrt_loss
-from nrt_jax.rewards import punishment
+from nrt_jax.objectives import (
+    LossMasks,
+    NRTLossConfig,
+    denominators,
+    drop_low_std,
+    group_advantage,
+    nrt_loss,
+    token_signal,
+)
+from nrt_jax.rewards import aggregate_group, punishment
 from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.step import mix
 
 P, K, T = 2, 3, 6
 LONGEST = 4
@@ -25,7 +34,9 @@ LONGEST = 4
 class Case:
     """What a paper's formula is a function of: reward [P, K], log-probabilities and lengths of o_i, all float64.
 
-    `frozen` are the log-probabilities that a stop-gradient sees: the same numbers, which differentiation leaves alone.
+    Some papers want more of a trace: `base` [P] is the reward without reasoning, `formatted` [P, K] 1 or 0, `average`
+    the moving average of the rewards' standard deviations. `frozen` are the log-probabilities that a stop-gradient
+    sees: the same numbers, which differentiation leaves alone.
     """
 
     reward: np.ndarray
@@ -35,6 +46,9 @@ class Case:
     reference: np.ndarray
     length: np.ndarray
     answer_length: np.ndarray
+    base: np.ndarray
+    formatted: np.ndarray
+    average: float
 
     def tokens(self):
         """All (p, k, t) of sampled tokens: index 0 is the prompt's, then come the trace and the answer."""
@@ -125,6 +139,62 @@ def verifree(c):
     return loss / (P * K)
 
 
+def rlpr(c):
+    """0.9 max(0, R - R_prompt-only) + 0.1 format; std below 0.9 of its average is dropped; 0.8 to 1.27."""
+    r = 0.9 * np.maximum(0.0, c.reward - c.base[:, None]) + 0.1 * c.formatted
+    std = r.std(-1, ddof=1, keepdims=True)
+    kept = (std > 1e-6) & (std >= 0.9 * c.average)
+    advantage = np.where(kept, (r - r.mean(-1, keepdims=True)) / np.where(kept, std, 1.0), 0.0)
+    terms = per_token(c, advantage, lambda c, i, a: clipped_surrogate(c, i, a, 0.8, 1.27))
+    return -np.mean(np.concatenate(list(terms.values())))
+
+
+def k3(c, i):
+    d = c.reference[i] - c.log_probs[i]
+    return np.exp(d) - d - 1
+
+
+def jepo(c):
+    """sum_i A_i log pi(z_i) + log(1/n sum_j p_j) by its gradient, less 1e-3 KL; c.reward is log p_j, c.frozen's."""
+    p = np.exp(c.reward)
+    bound = np.log(p.mean(-1, keepdims=True))
+    gain = bound - np.log([[np.delete(p[i], k).mean() for k in range(K)] for i in range(P)])
+    advantage = np.clip(gain / gain.std(-1, ddof=1, keepdims=True), -1.0, 1.0)
+    terms = per_token(c, advantage, lambda c, i, a: a * c.log_probs[i] - 1e-3 * k3(c, i))
+    loss = 0.0
+    for (i, k), ts in terms.items():
+        loss -= np.sum(ts) + p[i, k] / p[i].sum() * np.sum(c.log_probs[i, k, c.answer(i, k)])
+    return loss / (P * K)
+
+
+def latro(c):
+    """RLOO on R - 0.05 (log pi(z) - log pi_ref(z)), and log p(y* | x, z)."""
+    advantage = leave_one_out(c.reward - 0.05 * whole_trace_kl(c))
+    loss = 0.0
+    for (p, k), ts in per_token(c, advantage, lambda c, i, a: a * c.log_probs[i]).items():
+        loss -= np.sum(ts) + np.sum(c.log_probs[p, k, c.answer(p, k)])
+    return loss / (P * K)
+
+
+def nover(c):
+    advantage = c.reward - c.reward.mean(-1, keepdims=True)
+    terms = per_token(c, advantage, lambda c, i, a: clipped_surrogate(c, i, a, 0.9, 1.2) - 0.1 * k3(c, i))
+    return -np.mean([np.mean(ts) for ts in terms.values()])
+
+
+def dro(c):
+    terms = per_token(c, std_advantage(c.reward), lambda c, i, a: clipped_surrogate(c, i, a, 0.8, 1.2))
+    return -np.mean([np.mean(ts) for ts in terms.values()])
+
+
+def rlp(c):
+    """A = G / (G - 1) (r - mean), r = log p(y* | trace) - log p_EMA(y* | none)."""
+    r = c.reward - c.base[:, None]
+    advantage = K / (K - 1) * (r - r.mean(-1, keepdims=True))
+    terms = per_token(c, advantage, lambda c, i, a: clipped_surrogate(c, i, a, 0.8, 1.2))
+    return -np.mean([np.mean(ts) for ts in terms.values()])
+
+
 FORMULAS = {
     "objectives.grpo": grpo,
     "objectives.dr_grpo": dr_grpo,
@@ -133,6 +203,14 @@ FORMULAS = {
     "objectives.rloo": rloo,
     "objectives.reinforce_pp": reinforce_pp,
     "peers.verifree": verifree,
+}
+PEERS = {
+    "peers.rlpr": rlpr,
+    "peers.jepo": jepo,
+    "peers.latro": latro,
+    "peers.nover": nover,
+    "peers.dro": dro,
+    "peers.rlp": rlp,
 }
 
 
@@ -156,6 +234,9 @@ cases = st.builds(
     reference=hnp.arrays(np.float64, (P, K, T), elements=floats).map(lambda x: x - 1.5),
     length=hnp.arrays(np.int64, (P, K), elements=st.integers(1, LONGEST - 1)),
     answer_length=hnp.arrays(np.int64, (P,), elements=st.integers(1, 2)),
+    base=hnp.arrays(np.float64, (P,), elements=st.integers(-8, 8).map(lambda n: n / 4)),
+    formatted=hnp.arrays(np.float64, (P, K), elements=st.integers(0, 1)),
+    average=st.floats(0.25, 2.0, width=32),
 )
 
 
@@ -171,12 +252,21 @@ def masks_of(c):
 
 
 @functools.partial(jax.jit, static_argnames=("name", "given_denominators"))
-def ours(log_probs, reward, old, reference, masks, *, name, given_denominators):
+def ours(log_probs, reward, old, reference, base, formatted, average, masks, *, name, given_denominators):
     config = recipe(name)
+    derived = reward[..., None]  # VeriFree's, whose reward is p itself.
+    if config.reward.mode == "jepo":
+        whole = jnp.ones((P, 1), bool), jnp.ones((P, K)), jnp.ones((P, K), bool)
+        derived = aggregate_group("jepo", derived, base[:, None], *whole)[0].token
+    rewards = {"intrinsic": reward} | ({"format": formatted} if config.reward.format else {})
+    reward = mix(rewards, config.reward, base, clip=config.advantage.clip)
     if config.loss.kl_weight > 0 and config.loss.kl_in == "reward":
         reward = reward - config.loss.kl_weight * jnp.sum(old - reference, -1, where=masks.trace)
-    advantage = group_advantage(reward, clip=config.advantage.clip, scale=config.advantage.scale)
-    signal = jnp.where(masks.reference, reward[..., None], 0.0)
+    advantage = group_advantage(reward, scale=config.advantage.scale)
+    if config.advantage.min_std:
+        limits = {"min_std": config.advantage.min_std, "decay": config.advantage.std_decay}
+        advantage = drop_low_std(advantage, reward, average, **limits)[0]
+    signal = token_signal(config.loss.token_signal, jnp.broadcast_to(derived, masks.trace.shape), masks.reference)
     divide_by = denominators(masks, config.loss) if given_denominators else None
 
     def loss(log_probs):
@@ -200,13 +290,25 @@ def numerical_gradient(formula, c, epsilon=1e-6):
 @pytest.mark.parametrize("name", FORMULAS)
 @hypothesis.given(cases, st.booleans())
 def test_loss_and_gradient_are_the_papers(name, c, given_denominators):
+    assert_is_the_papers(FORMULAS[name], name, c, given_denominators)
+
+
+@pytest.mark.parametrize("name", PEERS)
+@hypothesis.settings(max_examples=20)
+@hypothesis.given(cases)
+def test_loss_and_gradient_of_a_peer_are_its_papers(name, c):
+    assert_is_the_papers(PEERS[name], name, c, given_denominators=True)
+
+
+def assert_is_the_papers(formula, name, c, given_denominators):
     c.frozen, c.old = c.log_probs, c.log_probs + c.old  # Ratios from 0.6 to 1.65, on both sides of the bounds.
-    distance = np.abs(np.exp(c.log_probs - c.old)[..., None] - np.array([0.8, 1.2, 1.28]))
+    distance = np.abs(np.exp(c.log_probs - c.old)[..., None] - np.array([0.8, 0.9, 1.2, 1.27, 1.28]))
     hypothesis.assume((distance > 1e-4).all())  # At a bound the surrogate has a kink.
-    arrays = [jnp.array(x, jnp.float32) for x in (c.log_probs, c.reward, c.old, c.reference)]
+    numbers = (c.log_probs, c.reward, c.old, c.reference, c.base, c.formatted, c.average)
+    arrays = [jnp.array(x, jnp.float32) for x in numbers]
     loss, gradient = ours(*arrays, masks_of(c), name=name, given_denominators=given_denominators)
-    np.testing.assert_allclose(loss, FORMULAS[name](c), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(gradient, numerical_gradient(FORMULAS[name], c), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(loss, formula(c), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradient, numerical_gradient(formula, c), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
