@@ -1,7 +1,6 @@
-"""Merging: the methods' formulas, against plain float64 and against mergekit where it can be imported."""
+"""Merging: the methods' formulas, against plain float64 and against mergekit: its recorded answers, and its own."""
 
 import functools
-import types
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from nrt_jax import merging
+from tests.golden import mergekit as golden
+from tests.golden.mergekit import models
 
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
 floats = st.floats(-100, 100, width=32)
@@ -34,14 +35,6 @@ FROM_BASE = {
     "dare": lambda b, x, w, **numbers: merging.dare(b, x, w, rngs(len(x)), **numbers),
     "dare_ties": lambda b, x, w, **numbers: merging.dare(b, x, w, rngs(len(x)), elect_signs=True, **numbers),
 }
-
-
-def models(num, size=400, seed=0):
-    """A base and models around it, of three scales, in float32."""
-    rng = np.random.default_rng(seed)
-    base = rng.standard_normal((4, size // 4)).astype(np.float32)
-    deltas = [rng.standard_normal(base.shape) * scale for scale in (0.1, 0.3, 1.0)][:num]
-    return base, [(base + delta).astype(np.float32) for delta in deltas]
 
 
 def plain(base, x, weights, *, scale=1.0, normalize=False, masks=None, rescale=1.0, elect=False):
@@ -194,65 +187,42 @@ def test_ties_keeps_as_many_as_asked_for_also_of_equal_differences():
         assert merged.reshape(-1).tolist() == [1.0] * count + [0.0] * (10 - count)
 
 
-@pytest.fixture(scope="module")
-def mergekit():
-    """Its modules, where it can be imported with the versions of torch and pydantic that are there."""
+@pytest.fixture(scope="module", params=["recorded", "live"])
+def theirs(request):
+    """What mergekit makes of `models()`, by method and numbers: as 0.1.5 did, and as the one that is installed does."""
+    with np.load(golden.FILE) as recorded:
+        found = dict(recorded)
+    base, x = models()
+    for name, tensor in (("base", base), *((f"x{i}", tensor) for i, tensor in enumerate(x))):
+        np.testing.assert_array_equal(found.pop(name), tensor)
+    if request.param == "recorded":
+        return found
     try:
-        from mergekit.merge_methods import generalized_task_arithmetic, linear, slerp
-    except Exception as error:
-        pytest.skip(f"mergekit cannot be imported: {type(error).__name__}")
-    return types.SimpleNamespace(gta=generalized_task_arithmetic, linear=linear, slerp=slerp)
+        return golden.answers()
+    except ImportError as error:
+        pytest.skip(f"mergekit cannot be imported: {error}")
 
 
-def by_mergekit(module, base, x, weights, *, density=1.0, scale=1.0, normalize=False, trims=False, elects=False):
-    import torch
-
-    task = module.GTATask.model_construct(
-        method=types.SimpleNamespace(
-            sparsification_method=module.SparsificationMethod.magnitude if trims else None,
-            consensus_method=module.ConsensusMethod.sum if elects else None,
-        ),
-        tensors=None,
-        base_model="base",
-        weight_info=types.SimpleNamespace(name="w", is_embed=False),
-        tensor_parameters=types.SimpleNamespace(
-            data={str(i): {"weight": w, "density": density} for i, w in enumerate(weights)}
-        ),
-        int8_mask=False,
-        normalize=normalize,
-        lambda_=scale,
-        rescale_norm=None,
-    )
-    return task.execute({"base": torch.tensor(base)} | {str(i): torch.tensor(t) for i, t in enumerate(x)}).numpy()
+def assert_theirs(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_mergekit_gives_the_same_task_arithmetic_and_ties(mergekit, normalize):
-    base, x = models(3)
-    weights, numbers = (1.0, 0.2, 0.1), {"scale": 0.7, "normalize": normalize}
-    theirs = by_mergekit(mergekit.gta, base, x, weights, **numbers)
-    np.testing.assert_allclose(merging.task_arithmetic(base, x, weights, **numbers), theirs, rtol=1e-5, atol=1e-6)
+def test_mergekit_gives_the_same_task_arithmetic_and_ties(theirs, normalize):
+    base, x = models()
+    numbers = {"scale": golden.SCALE, "normalize": normalize}
+    merged = merging.task_arithmetic(base, x, golden.WEIGHTS, **numbers)
+    assert_theirs(merged, theirs[f"task {normalize}"])
     for density in (1.0, 0.4, 0.1):
-        theirs = by_mergekit(mergekit.gta, base, x, weights, density=density, trims=True, elects=True, **numbers)
-        np.testing.assert_allclose(
-            merging.ties(base, x, weights, density=density, **numbers), theirs, rtol=1e-5, atol=1e-6
-        )
+        merged = merging.ties(base, x, golden.WEIGHTS, density=density, **numbers)
+        assert_theirs(merged, theirs[f"ties {normalize} {density}"])
 
 
-def test_mergekit_gives_the_same_linear_merge_and_slerp(mergekit):
-    import torch
-
-    _, x = models(3)
+def test_mergekit_gives_the_same_linear_merge_and_slerp(theirs):
+    _, x = models()
     for normalize in (True, False):
-        task = mergekit.linear.LinearMergeTask.model_construct(
-            gather_tensors=None,
-            tensor_parameters={str(i): {"weight": w} for i, w in enumerate((1.0, 0.2, 0.1))},
-            normalize=normalize,
-            weight_info=types.SimpleNamespace(name="w", is_embed=False),
-        )
-        theirs = task.execute({str(i): torch.tensor(t) for i, t in enumerate(x)}).numpy()
-        ours = merging.linear(x, (1.0, 0.2, 0.1), normalize=normalize)
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        merged = merging.linear(x, golden.WEIGHTS, normalize=normalize)
+        assert_theirs(merged, theirs[f"linear {normalize}"])
     for t in (0.0, 0.3, 1.0):
-        for a, b in ((x[0], x[2]), (x[0], x[0] * 1.5), (x[0] * 0, x[1])):
-            np.testing.assert_allclose(merging.slerp(a, b, t), mergekit.slerp.slerp(t, a, b), rtol=1e-5, atol=1e-6)
+        for i, (a, b) in enumerate(golden.pairs(x)):
+            assert_theirs(merging.slerp(a, b, t), theirs[f"slerp {t} {i}"])
