@@ -17,7 +17,9 @@ sub-formulas under ->, and, or, <-> or xor. Kept are puzzles that exactly one as
 
 Ours: the formulas of a puzzle are all different, and found among the sets of a small pool of drawn ones, since of
 random sets only one in 10 (level 1) to 150 (level 5) is a puzzle; words instead of symbols; the solution; level 0,
-which needs no supposition.
+which needs no supposition, and whose solution asks one formula after the other:
+
+    1: C xor B: ?. 2: not not C: C=true. 3: not A or not C: A=false. 1: C xor B: B=false.
 
 An assignment is a number below 2^n, bit v of which is the value of variable v, and a set of assignments, such as those
 that satisfy a formula, is a Python integer of 2^n bits.
@@ -25,6 +27,7 @@ that satisfy a formula, is a Python integer of 2^n bits.
 
 import dataclasses
 import functools
+import itertools
 import random
 
 from nrt_jax.tasks.puzzle import Puzzle, PuzzleTask, parse_pairs
@@ -35,6 +38,9 @@ NUM_FORMULAS = (3, 6)
 P_NEGATED_LITERAL = 0.4
 P_NEGATION = 0.2
 OPERATORS = ("->", "and", "or", "<->", "xor")
+
+#: Formulas that the solution of a puzzle of level 0 asks.
+MAX_MINI_STEPS = 6
 
 NAMES = "ABCDEFGHIJKL"
 WORDS = {"true": True, "false": False}
@@ -102,6 +108,8 @@ class Deduction(Puzzle):
         `2: B=false.` is what formula 2 says once the values before it are put in. `2 fails.` ends what was supposed
         last and not yet refuted, and is followed by the opposite.
         """
+        if self.num_variables == LEVELS[0][0]:
+            return self._rounds()
         state = _State(self.num_variables)
         steps, _ = self._propagate(state)
         while state.free:
@@ -148,6 +156,21 @@ class Deduction(Puzzle):
                         steps.append(f"{i}: {_said(v, bool(if_true))}.")
                         changed = True
         return steps, False
+
+    def _rounds(self) -> list[str]:
+        """Each formula in turn and in full, over and over, with the values that it forces or a question mark."""
+        state, steps = _State(self.num_variables), []
+        for i, formula in itertools.cycle(enumerate(self.formulas, start=1)):
+            if not state.free:
+                return steps
+            free = state.free.intersection(formula.variables)
+            if free:
+                left = formula.models & state.possible
+                forced = [v for v in sorted(free) if left & _TRUE[self.num_variables][v] in (0, left)]
+                for v in forced:
+                    state.fix(v, self._value(v))
+                said = ", ".join(_said(v, self._value(v)) for v in forced)
+                steps.append(f"{i}: {formula.text}: {said or '?'}.")
 
     def _refute(self, state: "_State") -> list[str]:
         """Steps that lead from values that no solution has to a formula that fails."""
@@ -208,7 +231,7 @@ class DeductionTask(PuzzleTask):
                 models = functools.reduce(lambda left, formula: left & formula.models, formulas, -1)
                 if models.bit_count() == 1 and len({formula.text for formula in formulas}) == len(formulas):
                     puzzle = Deduction(num_variables, tuple(formulas), models.bit_length() - 1)
-                    if level > 0 or puzzle.is_direct:
+                    if level > 0 or (puzzle.is_direct and len(puzzle.steps()) <= MAX_MINI_STEPS):
                         return puzzle
 
     def parse(self, text: str) -> frozenset[tuple[str, bool]] | None:

@@ -92,7 +92,8 @@ def test_the_trace_proves_the_answer_step_by_step(level):
             fixed = functools.reduce(
                 np.logical_and, [values[ord(name) - ord("A")] == value for name, value in known.items()], True
             )
-            ((name, value),) = (said(step) or {"": False}).items()
+            forced = said(step)
+            ((name, value),) = (forced if len(forced) == 1 else {"": False}).items()
             number = re.match(r" ?(\d+)", step)
             left = values[:, tables[int(number[1]) - 1] & fixed] if number else None
             if step.startswith(" So"):
@@ -107,6 +108,13 @@ def test_the_trace_proves_the_answer_step_by_step(level):
             elif "fails" in step:
                 failed = left.shape[1] == 0
                 assert failed
+            elif level == "mini":
+                assert formulas_of(example.question)[int(number[1]) - 1] == step.split(": ")[1]
+                told = {name for name, column in zip("ABC", left, strict=True) if len(set(column)) == 1}
+                assert forced.keys() == told - known.keys() and all(
+                    left[ord(x) - ord("A")][0] == forced[x] for x in forced
+                )
+                known = known | forced
             else:
                 assert name not in known and left.shape[1] and (left[ord(name) - ord("A")] == value).all()
                 known = known | {name: value}
