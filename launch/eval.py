@@ -198,12 +198,12 @@ def _records(config: EvalConfig, location: Location, asked: Location, opened) ->
     else:
         parts = take(opened, encoder, config.dataset, config.questions, longest - config.decoding.max_trace_length)
     rows = [row for part in parts.values() for row in part]
+    rules, longest_answer = Rules(encoder, config.verifier), max(len(row.answer) for row in rows)
     limits = Limits(
         trace=config.decoding.max_trace_length,
-        answer=config.decoding.max_answer_length or max(len(row.answer) for row in rows),
+        answer=config.decoding.max_answer_length or longest_answer + rules.num_tag_tokens,
         chunk_size=config.decoding.chunk_size,
     )
-    rules = Rules(encoder, config.verifier)
     sources = [name for name, part in parts.items() for _ in part]
     answered = _ask(config, model, params, rules, rows, limits)
     return [dataclasses.replace(record, source=name) for record, name in zip(answered, sources, strict=True)]

@@ -18,7 +18,7 @@ def get_config() -> MetaConfig:
             task=("deduction", "induction", "abduction", "clock"),
             level=("mini", "mini", "mini", "easy"),
             architecture=Architecture(num_layers=4, vocab_size=1000),
-            skill=Phase(3200, 3e-3, {"useful": 0.9, "empty": 0.04, "filler": 0.03, "irrelevant": 0.03}),
+            skill=Phase(2000, 3e-3, {"useful": 0.9, "empty": 0.04, "filler": 0.03, "irrelevant": 0.03}),
             habit=Phase(
                 300,
                 1e-3,
@@ -43,7 +43,7 @@ def _recipe(verifier: str) -> TrainConfig:
         recipe,
         steps=20,
         dataset=dataclasses.replace(recipe.dataset, size=2000),
-        rollout=dataclasses.replace(recipe.rollout, prompts=16, max_trace_length=56, chunk_size=28),
+        rollout=dataclasses.replace(recipe.rollout, prompts=16, max_trace_length=64, chunk_size=32),
         optimizer=dataclasses.replace(recipe.optimizer, learning_rate=1e-3, warmup_updates=5),
         evaluation=dataclasses.replace(recipe.evaluation, questions=128, every=0, examples=0),
         checkpoint=dataclasses.replace(recipe.checkpoint, every=0, keep=1),
