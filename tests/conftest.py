@@ -25,7 +25,7 @@ MOST_MAPS = 20_000  # Linux gives a process 65,530, and XLA ends in a segmentati
 
 
 #: Minutes long: a worker that began them last would go on alone. (xdist by itself begins with files of many tests.)
-LONG = ("test_hosts.py", "test_embedded.py")
+LONG = ("test_hosts.py", "test_readme.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -44,10 +44,10 @@ def model_and_prompts(request, tmp_path_factory, llama):
         return *llama, PROMPTS
     if request.param == "mistral":
         folder = tmp_path_factory.mktemp("mistral")
-        return folder, write_checkpoint(folder, "mistral"), PROMPTS
-    folder, questions = ASSETS / "tiny", tasks.get("clock").examples(4, 0, split="heldout")
+        return folder, write_checkpoint(folder, "mistral"), PROMPTS[:3]
+    folder, (example,) = ASSETS / "tiny", tasks.get("clock").examples(1, 0, split="heldout")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    return folder, model, ["Lena", *(example.question + "\n" for example in questions)]
+    return folder, model, ["Lena", example.question + "\n"]
 
 
 def run(folder, checkpoint, rows, *flags):
@@ -140,8 +140,7 @@ def test_a_row_does_not_depend_on_the_batch_around_it(llama, tmp_path):
     flags = ("--max-new-tokens=12", "--seed=5")
     together = run(tmp_path, llama[0], ROWS, *flags)
     assert len({tuple(row["token_ids"]) for row in together}) == len(ROWS)
-    for size in (1, 3):
-        assert tokens(run(tmp_path, llama[0], ROWS, *flags, f"--batch-size={size}")) == tokens(together)
+    assert tokens(run(tmp_path, llama[0], ROWS, *flags, "--batch-size=3")) == tokens(together)
     others = [row if i % 2 else {"prompt_ids": [1, 60, 61]} for i, row in enumerate(ROWS)]
     assert tokens(run(tmp_path, llama[0], others, *flags))[1::2] == tokens(together)[1::2]
 

@@ -16,6 +16,7 @@ from nrt_jax import tasks
 from nrt_jax.checkpoints import ASSETS
 from nrt_jax.training import config_io
 from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -68,13 +69,13 @@ def test_every_command_is_accepted(command):
 
 
 SMALL = {
-    "train": "--steps 1 --rollout.prompts 4 --rollout.group-size 2 --evaluation.every 0 --evaluation.questions 2",
+    "train": "--steps 12 --rollout.prompts 16 --evaluation.every 0 --evaluation.questions 128",
     "eval": "--questions 2 --samples 4 --decoding.chunk-size 48 --decoding.max-trace-length 24",
 }
 
 
 def run_page(name, own):
-    """A page's commands in their order, with one small step and few questions; installing is what CI begins with.
+    """A page's commands in their order, with few steps and questions; installing is what CI begins with.
 
     Args:
         name: Of the page.
@@ -107,6 +108,16 @@ def test_the_quickstart_runs(quickstart):
     assert (quickstart / "runs" / "first" / "report.html").stat().st_size > 10_000
     (row,) = [json.loads(line) for line in (quickstart / "out.jsonl").read_text().splitlines()]
     assert set(generate.ADDS) < set(row)
+
+
+def test_a_few_steps_make_the_model_use_its_skill(quickstart):
+    summary = json.loads((quickstart / "runs" / "first" / "summary.json").read_text())
+    assert summary["accuracy_before"] < 0.3
+    assert summary["accuracy_after"] > summary["accuracy_before"] + 0.15
+    assert summary["accuracy_empty_trace_after"] < 0.05  # the trace does the work
+    records = read_metrics(quickstart / "runs" / "first" / "metrics.jsonl")
+    assert max(record["sampler_trainer_kl"] for record in records) < 1e-6
+    assert records[-1]["reward_gain"] > records[0]["reward_gain"]
 
 
 def test_the_commands_of_evaluation_and_report_run(quickstart, monkeypatch):
