@@ -18,8 +18,9 @@ from nrt_jax import checkpoints, hf
 from nrt_jax.errors import UserError
 from nrt_jax.models import ModelConfig
 from nrt_jax.parallel.topology import Topology, open_topology
-from nrt_jax.training import plan, plan_evaluation
+from nrt_jax.training import plan, plan_evaluation, plan_judge
 from nrt_jax.training.config import TrainConfig
+from nrt_jax.training.plan_judge import JudgePlan
 from nrt_jax.training.programs import Memory, Program, TooLarge
 
 GIB = 2.0**30
@@ -49,14 +50,21 @@ def main(config: PlanConfig) -> None:
     jax.config.update("jax_platforms", "cpu")  # Nothing runs: a real accelerator beside this process is not needed.
     model = read_model(config.model, config.dtype)
     topology = open_topology(config.topology)
-    run = plan.describe(config, model, topology)
+    run, judge = plan.describe(config, model, topology), None
+    if config.reward.judge:
+        judge = plan_judge.describe(run, read_judge(config))
+        run = dataclasses.replace(run, resident=judge.resident)
     limit = config.hbm_gib * GIB or (topology.chip.hbm if topology.chip else math.inf)
-    mesh, num_devices = config.mesh, len(topology.devices)
+    mesh = config.mesh
     print(
         f"{config.model}: {model.num_parameters:,} parameters; {topology.name}, mesh {mesh.data} x {mesh.fsdp} x "
-        f"{mesh.tensor} (data x fsdp x tensor), decoding on {num_devices // mesh.replica_size} x {mesh.replica_size}"
+        f"{mesh.tensor} (data x fsdp x tensor), decoding on {mesh.num_devices // mesh.replica_size} x "
+        f"{mesh.replica_size}"
     )
-    programs, part_size = compile_all(run)
+    if judge:
+        where = f"{config.judge.devices} devices of its own" if config.judge.devices else "the devices that sample"
+        print(f"judge: {config.judge.model}, on {where}, {judge.num_replicas} copies")
+    programs, part_size = compile_all(run, judge)
     print(table(programs, topology, limit))
     evaluation = plan_evaluation.memory(run, sum(p.memory.outputs for p in programs if p.name == "layout for decoding"))
     print(evaluation_line(plan_evaluation.num_questions(run), evaluation, limit))
@@ -78,24 +86,34 @@ def main(config: PlanConfig) -> None:
         raise SystemExit(1)
 
 
-def read_model(name: str, dtype: str) -> ModelConfig:
-    """The model's shape: from a config.json, a folder with one, or the published ones shipped with the recipes.
+def read_model(name: str, dtype: str, *, field: str = "model") -> ModelConfig:
+    """The model's shape: from a config.json, a checkpoint, or the published ones shipped with the recipes.
 
     Raises:
         UserError: There is none, or it is not supported.
     """
     path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        return hf.read_config(checkpoints.locate(name).base, dtype=dtype)
     for place in (path, checkpoints.ASSETS / name, MODELS / f"{path.name}.json"):
         if place.is_file() or (place / "config.json").is_file():
             return hf.read_config(place, dtype=dtype)
     known = ", ".join(sorted(file.stem for file in MODELS.glob("*.json")))
-    raise UserError(f"model: {name!r} has no config.json here; expected a folder with one, such a file, or {known}")
+    raise UserError(f"{field}: {name!r} has no config.json here; expected a checkpoint, such a file, or {known}")
 
 
-def compile_all(run: plan.Run) -> tuple[list[Program], int]:
+def read_judge(config: PlanConfig) -> ModelConfig | None:
+    """The shape of the checkpoint that judges; None where the run's own policy or reference does."""
+    if not config.judge.is_checkpoint:
+        return None
+    return read_model(config.judge.model, config.dtype, field="judge.model")
+
+
+def compile_all(run: plan.Run, judge: JudgePlan | None = None) -> tuple[list[Program], int]:
     """All programs of a step, also those that are too large, and the prompts of a micro-batch."""
     part_size = run.minibatch // run.config.micro_batches
     programs = plan.rollout(run)
+    programs += plan_judge.programs(run, judge) if judge else []
     try:
         programs.append(plan.gradient(run, part_size))
     except TooLarge as error:
@@ -152,10 +170,12 @@ def evaluation_line(num_questions: int, memory: Memory, limit: float) -> str:
 def advice(too_large: list[str], config: PlanConfig, limit: float) -> str:
     """What to change."""
     others = ("gradient", "optimizer", "reference", "moving average", "evaluation")
-    mend = []
+    mend, of_judge = [], [name for name in too_large if name.startswith("judge: ")]
     if "evaluation" in too_large:
         mend.append(f"lower --evaluation.batch-size ({config.evaluation.batch_size})")
-    if any(name not in others for name in too_large):
+    if of_judge:
+        mend.append(f"lower --judge.batch-size ({config.judge.batch_size}), or --judge.devices of its own")
+    if any(name not in (*others, *of_judge) for name in too_large):
         rows = config.rollout.max_rows or config.rollout.prompts * config.rollout.group_size
         mend.append(f"lower --rollout.max-rows ({rows}), --rollout.cache-dtype int8, raise --mesh.decode-tensor")
     if any(name in ("gradient", "reference") for name in too_large):

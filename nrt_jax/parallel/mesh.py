@@ -79,12 +79,17 @@ class Layout:
 
     @classmethod
     def of(
-        cls, config: MeshConfig, *, field: str = "mesh", devices: Sequence[jax.Device] | None = None
+        cls,
+        config: MeshConfig,
+        *,
+        field: str = "mesh",
+        devices: Sequence[jax.Device] | None = None,
+        spare: int = 0,
     ) -> "Layout | None":
         """Over the first devices of this process, or over those given; None for one. Call it before JAX has started.
 
         In a run of several processes (`distributed.start`) it is over all devices, those of a process one after the
-        other, and each replica lies within a process.
+        other, and each replica lies within a process. Of `spare` devices, the last ones of each process, it is not.
 
         Raises:
             UserError: There are other devices; the message names `field`.
@@ -98,10 +103,10 @@ class Layout:
                     f"{product}: {config.num_devices} cannot work; expected {len(devices)}, the number of devices"
                 )
         elif jax.distributed.is_initialized() and jax.process_count() > 1:
-            return cls._over(config, _devices_of_all(config, field, product))
+            return cls._over(config, _devices_of_all(config, field, product, spare))
         if config.num_devices == 1:
             return None
-        return cls._over(config, devices or use_devices(config.num_devices, field=product))
+        return cls._over(config, devices or use_devices(config.num_devices, field=product, spare=spare))
 
     @classmethod
     def _over(cls, config: MeshConfig, devices: Sequence[jax.Device]) -> "Layout":
@@ -147,20 +152,23 @@ class Layout:
         return jax.tree.map(of_leaf, params, rules.shardings(axes, params, self.decode))
 
 
-def _devices_of_all(config: MeshConfig, field: str, product: str) -> list[jax.Device]:
-    """The devices of all processes, in the order of these."""
-    count, here = jax.device_count(), jax.local_device_count()
+def _devices_of_all(config: MeshConfig, field: str, product: str, spare: int) -> list[jax.Device]:
+    """The devices of all processes, in the order of these, but for the spare ones."""
+    processes = jax.process_count()
+    count, here = jax.device_count() - spare, jax.local_device_count() - spare // processes
     if config.num_devices != count:
+        others = f" less {spare} for others" if spare else ""
         raise UserError(
-            f"{product}: {config.num_devices} cannot work; expected {count}, the devices of all "
-            f"{jax.process_count()} processes"
+            f"{product}: {config.num_devices} cannot work; expected {count}, the devices of all {processes} "
+            f"processes{others}"
         )
     if here % config.replica_size:
         raise UserError(
             f"{field}.decode_tensor: {config.replica_size} cannot work; expected a divisor of {here}, the devices of "
             "each process, within which a copy of the policy samples"
         )
-    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return [device for i, device in enumerate(devices) if i % jax.local_device_count() < here]
 
 
 def _of_replica(devices: np.ndarray, leaves: list[jax.Array], shards: list[dict]) -> list[jax.Array]:

@@ -27,7 +27,7 @@ from nrt_jax import parallel
 from nrt_jax.data.batch import Prompts, Reference
 from nrt_jax.data.encode import Encoded, Encoder, bucket, pad
 from nrt_jax.data.example import Example
-from nrt_jax.data.formats import TraceFormatConfig
+from nrt_jax.data.formats import TraceFormat, TraceFormatConfig
 from nrt_jax.data.template import TextConfig
 from nrt_jax.errors import UserError
 from nrt_jax.models import Model, Params
@@ -50,6 +50,8 @@ class JudgeConfig:
         temperature: Of the thoughts; 0 is greedy.
         score: What a response is rewarded with: `soft`, or `vote`, 1 where that is `correct` and else 0.
         batch_size: Responses judged at once.
+        devices: Its own, behind those that train and sample; only for a checkpoint. 0: it judges where these sample.
+        tensor: Of its own devices, those that share one copy of it.
         seed: Of the thoughts.
         audit: The verifier judges, too, for the metric `judge_accuracy`; not for rows without a reference answer.
         text: Template of a checkpoint; of a run's folder, what is left at its default is as in the run.
@@ -62,10 +64,17 @@ class JudgeConfig:
     temperature: float = 1.0
     score: Literal["soft", "vote"] = "soft"
     batch_size: int = 64
+    devices: int = 0
+    tensor: int = 1
     seed: int = 0
     audit: bool = True
     text: TextConfig = TextConfig()
     trace: TraceFormatConfig = TraceFormatConfig("<think>", "</think>")
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Another model judges, not the run's policy or reference."""
+        return self.model not in ("policy", "reference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +152,7 @@ class Judge:
         by_length: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             if len(row.prompt) <= longest:
-                by_length.setdefault(_room(len(row.prompt)), []).append(i)
+                by_length.setdefault(room(len(row.prompt)), []).append(i)
         found = dict.fromkeys(range(len(rows)), self._nothing())
         done, total = 0, sum(map(len, by_length.values()))
         for length in sorted(by_length, reverse=True):  # What does not fit into memory fails at once.
@@ -186,17 +195,10 @@ class Judge:
         size = quarter if len(rows) <= quarter else config.batch_size  # Two sizes: each is a program.
         padded = [*rows, *[rows[-1]] * (size - len(rows))]
         tokens, mask = pad([row.prompt for row in padded])
-        more = ((0, 0), (0, _room(mask.sum(-1).max()) - mask.shape[1]))
+        more = ((0, 0), (0, room(mask.sum(-1).max()) - mask.shape[1]))
         tokens, mask = np.pad(tokens, more), np.pad(mask, more)
-        delimiter, *others = trace_format.stop_ids
-        sampling = SamplingConfig(
-            stop_ids=jnp.array(others, jnp.int32),
-            delimiter=jnp.int32(delimiter),
-            temperature=jnp.float32(config.temperature),
-            max_new_tokens=self._max_new_tokens,
-            group_size=config.thoughts,
-            chunk_size=min(128, bucket(self._max_new_tokens)),
-        )
+        sampling = sampling_of(config, trace_format, self._verdicts[0].shape[1])
+        delimiter = trace_format.delimiter
         copies = [self.params] if isinstance(self.params, Mapping) else list(self.params)
         with parallel.on(copies[0]):
             contents = np.array([_hash(row.prompt) for row in padded], np.uint32)
@@ -205,8 +207,8 @@ class Judge:
         for part in engine.stream(self.model, copies, Prompts(tokens=tokens, mask=mask), keys, sampling):
             with parallel.on(part.params):
                 limit = np.int32(config.max_thought_length)
-                read = _read(part.params, part.rollout, *self._verdicts, np.int32(delimiter), limit, model=self.model)
-            sampled, lengths, p_correct, p_without = jax.device_get(read)
+                found = read(part.params, part.rollout, *self._verdicts, np.int32(delimiter), limit, model=self.model)
+            sampled, lengths, p_correct, p_without = jax.device_get(found)
             for j, i in enumerate(part.prompts):
                 done[int(i)] = self._judgement(sampled[j], lengths[j], p_correct[j], p_without[j])
         return [done[i] for i in range(len(rows))]
@@ -221,8 +223,22 @@ class Judge:
         )
 
 
+def sampling_of(config: JudgeConfig, trace_format: TraceFormat, verdict_length: int) -> SamplingConfig:
+    """How a judge samples thoughts and verdicts of at most so many tokens, EOS included."""
+    delimiter, *others = trace_format.stop_ids
+    max_new_tokens = config.max_thought_length + 1 + verdict_length
+    return SamplingConfig(
+        stop_ids=jnp.array(others, jnp.int32),
+        delimiter=jnp.int32(delimiter),
+        temperature=jnp.float32(config.temperature),
+        max_new_tokens=max_new_tokens,
+        group_size=config.thoughts,
+        chunk_size=min(128, bucket(max_new_tokens)),
+    )
+
+
 @functools.partial(jax.jit, static_argnames="model")
-def _read(params, rollout, verdicts, verdict_mask, delimiter, max_thought_length, *, model):
+def read(params, rollout, verdicts, verdict_mask, delimiter, max_thought_length, *, model):
     """Tokens [P, n, Z] and their number [P, n], P(correct | z) [P, n] and P(correct | no thought) [P]."""
     limit = jnp.full(rollout.prompt_length.shape, max_thought_length)
     thoughts = cut_traces(until_delimiter(rollout, delimiter), limit)
@@ -238,7 +254,7 @@ def _read(params, rollout, verdicts, verdict_mask, delimiter, max_thought_length
     return rollout.tokens, jnp.sum(rollout.mask, -1), p_correct, p_without
 
 
-def _room(length: int) -> int:
+def room(length: int) -> int:
     """The next power of two from 32 on: coarser than training's buckets, since how many rows there are varies, too."""
     return max(32, 1 << (int(length) - 1).bit_length())
 

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import TypeVar
 
+from jax.sharding import Mesh
+
 from nrt_jax import checkpoints
 from nrt_jax.data import formats
 from nrt_jax.data.encode import Encoder
@@ -33,12 +35,13 @@ def as_trained(checkpoint: str, section: str, given: SectionT, default: SectionT
     return dataclasses.replace(trained, **asked)
 
 
-def load_judge(config: JudgeConfig, *, dtype: str = "float32") -> Judge:
+def load_judge(config: JudgeConfig, *, dtype: str = "float32", mesh: Mesh | None = None) -> Judge:
     """Loads `config.model`; what `text` and `trace` leave at its default is that of its run, if it is a run's folder.
 
     Args:
         config: The judge.
         dtype: Compute dtype; its parameters have it, too.
+        mesh: Over which its parameters are laid out.
 
     Raises:
         UserError: There is no such checkpoint, or it cannot be read.
@@ -46,6 +49,8 @@ def load_judge(config: JudgeConfig, *, dtype: str = "float32") -> Judge:
     default = JudgeConfig()
     text = as_trained(config.model, "text", config.text, default.text)
     trace = as_trained(config.model, "trace", config.trace, default.trace)
-    model, params, tokenizer = checkpoints.load(config.model, dtype=dtype)
+    location = checkpoints.locate(config.model)
+    model, tokenizer = checkpoints.load_description(location, dtype=dtype)
+    params = checkpoints.load_params(location, model, param_dtype=dtype, mesh=mesh)
     trace_format, model, params, tokenizer = formats.resolve(trace, model, params, tokenizer)
     return Judge(model, params, Encoder(tokenizer, trace_format, text), config)

@@ -58,6 +58,8 @@ MAY_CHANGE = (
     "rollout.chunk_size",
     "evaluation.batch_size",
     "judge.batch_size",
+    "judge.devices",
+    "judge.tensor",
 )
 _SUPERVISED = ("loss", "accuracy", "gradient_norm")
 #: The metrics of the progress line.

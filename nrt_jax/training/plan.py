@@ -26,10 +26,11 @@ from nrt_jax.models import Frozen, Model, ModelConfig, Params, lora
 from nrt_jax.objectives import LossMasks
 from nrt_jax.parallel import Layout
 from nrt_jax.parallel.topology import Topology
-from nrt_jax.rollout import SamplingConfig, engine
+from nrt_jax.rollout import SamplingConfig
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.learner import LearnerBatch
 from nrt_jax.training.optimizer import make_optimizer
+from nrt_jax.training.plan_rollout import Sampler, compile_sampling, keep
 from nrt_jax.training.programs import Program, TooLarge, at, compile_program, shape, size_on_device
 from nrt_jax.training.reference import Policy, abstract_policy, moving_average, score_part
 from nrt_jax.training.state import TrainState, abstract_state
@@ -49,6 +50,7 @@ class Run:
         params: What is trained.
         frozen: The rest of the policy; None without adapters.
         reference: The reference policy; None without one.
+        resident: Bytes of a judge that each device keeps all the time.
     """
 
     config: TrainConfig
@@ -58,6 +60,7 @@ class Run:
     params: Params
     frozen: Frozen | None
     reference: Policy | None
+    resident: float = 0.0
 
     @property
     def share(self) -> int:
@@ -97,7 +100,7 @@ class Run:
     @property
     def kept(self) -> float:
         """Bytes that a device keeps all the time."""
-        return size_on_device(self.state) + size_on_device(self.frozen) + self.reference_size
+        return size_on_device(self.state) + size_on_device(self.frozen) + self.reference_size + self.resident
 
     @property
     def optimizer(self):
@@ -136,11 +139,8 @@ def describe(config: TrainConfig, model_config: ModelConfig, topology: Topology)
         raise UserError(f"rollout.devices: {config.rollout.devices} is not planned; expected 1 and a mesh")
     if config.hints.steps:
         raise UserError(f"hints.steps: {config.hints.steps} is not planned; expected 0, and room for the longest chain")
-    if config.reward.judge:
-        raise UserError(
-            f"reward.judge: {config.reward.judge} is not planned; expected 0, and room for the judge and its caches"
-        )
-    layout = Layout.of(config.mesh, devices=topology.devices)
+    num_devices = len(topology.devices) - config.judge.devices
+    layout = Layout.of(config.mesh, devices=topology.devices[: max(num_devices, 0)])
     if layout and any(len({device.process_index for device in row.flat}) > 1 for row in layout.decode.devices):
         raise UserError(
             f"mesh.decode_tensor: {config.mesh.replica_size} devices are on several hosts of {topology.name}; expected "
@@ -239,7 +239,7 @@ def optimizer(run: Run) -> Program:
     args = (run.state, run.params, metrics)
     program = compile_program("optimizer", apply_gradient, *args, optimizer=run.optimizer)
     program = dataclasses.replace(program, runs=run.config.updates_per_step)
-    return program.keep(size_on_device(run.frozen) + run.reference_size)
+    return program.keep(run.kept - size_on_device(run.state))
 
 
 def reference(run: Run, part_size: int) -> list[Program]:
@@ -279,78 +279,25 @@ def rollout(run: Run) -> list[Program]:
     """
     found: list[Program] = []
     try:
-        _compile_rollout(run, found)
+        sampler = Sampler(run.model, _move(run, found), run.sampling, run.share, lambda n: run.questions(n).prompts)
+        sampled = compile_sampling(sampler, found)
+        scoring = compile_program(
+            "scoring",
+            score_rollout,
+            sampler.params,
+            sampled,
+            at(parallel.beside(sampler.params), run.questions(sampler.batch)),
+            sampler.at_home.temperature,
+            model=run.model,
+            reward_config=run.config.reward,
+            max_length=run.max_length,
+        )
+        found.append(dataclasses.replace(scoring, runs=sampler.num_batches))
     except TooLarge as error:
         return [*found, error.program]
-    num_places, batch = engine.room(run.sampling, run.share)[1:]
-    outputs = {program.name: program.memory.outputs for program in found}
-    size = {
-        "copy": outputs.get("parameters", 0.0),  # One device's are the trainer's.
-        "weights": outputs["layout for decoding"],
-        "groups": outputs["prefill"] * num_places / batch,
-        "rows": outputs["seating"],
-    }
-    return [program.keep(run.kept + sum(size[name] for name in _KEPT[program.name])) for program in found]
-
-
-#: What a device keeps beside the trainer's state while a program runs that does not take it.
-_KEPT = {
-    "parameters": (),
-    "layout for decoding": (),
-    "prefill": ("weights", "groups", "rows"),
-    "admission": ("copy", "weights", "rows"),
-    "seating": ("copy", "weights"),
-    "decoding": ("copy", "groups"),
-    "leaving": ("copy",),
-    "scoring": ("weights", "groups", "rows"),
-}
-
-
-def _compile_rollout(run: Run, found: list[Program]) -> None:
-    """Appends the programs of `rollout` in its order."""
-    model, sampling = run.model, run.sampling
-    num_seats, num_places, batch = engine.room(sampling, run.share)
-    num_batches, waves = -(-run.share // batch), run.share * sampling.group_size / num_seats
-
-    def add(name, runs, function, *args, **kwargs):
-        program = compile_program(name, function, *args, **kwargs)
-        found.append(dataclasses.replace(program, runs=runs))
-        return program.out
-
-    copy = _move(run, found)
-    home = parallel.beside(copy)
-    config, questions = at(home, sampling), at(home, run.questions(batch))
-    number, places = shape((), jnp.int32, home), shape((batch,), jnp.int32, home)
-    weights = add("layout for decoding", 1, engine._prepare, model, copy)
-    groups = new = add("prefill", num_batches, engine._begin, model, copy, questions.prompts, config)
-    if batch < num_places:
-        groups = compile_program("", engine._place, None, new, places, num_places=num_places).out
-        add("admission", num_batches, engine._place, groups, new, places, num_places=num_places)
-    seats = at(home, _seats(sampling, num_seats, num_places))
-    slots, key_impl = sampling.capacity(sampling.max_new_tokens), jax.random.key_impl(jax.random.key(0))
-    args = (seats, number, number, slots, key_impl)
-    rows, _ = compile_program("", engine._seat, groups, None, *args).out
-    rows, shared = add("seating", waves, engine._seat, groups, rows, *args)
-    num_steps, num_chunks = sampling.chunk_size, slots // sampling.chunk_size
-    args = (model, weights, shared, rows, number, num_steps, config)
-    add("decoding", waves * num_chunks, engine._advance, *args, while_trips=num_steps)
-    index = shape((num_seats,), jnp.int32, home)
-    add("leaving", waves, engine._store, model, weights, groups, rows, index, index, number, config)
-    rollout = groups.rollout
-    if batch < num_places:
-        rollout = compile_program("", engine._take, rollout, places).out
-    add(
-        "scoring",
-        num_batches,
-        score_rollout,
-        copy,
-        rollout,
-        questions,
-        config.temperature,
-        model=model,
-        reward_config=run.config.reward,
-        max_length=run.max_length,
-    )
+    # One device's copy is the trainer's.
+    copy = next((program.memory.outputs for program in found if program.name == "parameters"), 0.0)
+    return keep(found, sampler, beside=run.kept, copy=copy)
 
 
 def _move(run: Run, found: list[Program]) -> Params:
@@ -376,23 +323,6 @@ def _policy(run: Run) -> Params:
     """All of its parameters, as shapes; over a mesh in the compute dtype."""
     policy = jax.eval_shape(lambda params, frozen: lora.combine(params, frozen), run.params, run.frozen)
     return policy if run.layout is None else jax.eval_shape(run.model.compute_params, policy)
-
-
-def _seats(sampling: SamplingConfig, num_seats: int, num_places: int) -> engine.Seats:
-    """Who decodes, as shapes."""
-    index, flag = shape((num_seats,), jnp.int32), shape((num_seats,), bool)
-    num_prompts = min(num_places, num_seats)
-    key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.split(jax.random.key(0), num_seats)))
-    return engine.Seats(
-        source=index,
-        is_kept=flag,
-        is_row=flag,
-        place=index,
-        key=key_data,
-        prompts=shape((num_prompts,), jnp.int32),
-        grid=shape((num_prompts, sampling.group_size), jnp.int32),
-        cell=index,
-    )
 
 
 def micro_batch_sizes(run: Run) -> list[int]:

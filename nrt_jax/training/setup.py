@@ -15,7 +15,7 @@ from nrt_jax.data.load import Data, load, open_sources
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import Limits
 from nrt_jax.models import Frozen, Model, Params, backends, lora
-from nrt_jax.parallel import Layout
+from nrt_jax.parallel import Layout, MeshConfig
 from nrt_jax.rewards import Judge, Rules
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.judged import load_judge
@@ -103,14 +103,19 @@ def prepare(config: TrainConfig) -> Setup:
         UserError: A value, file, row, tensor or token is wrong; the message names it.
     """
     config.validate()
-    parallel.start(config.distributed, num_devices=config.mesh.num_devices)
-    layout = Layout.of(config.mesh)
-    devices = parallel.use_devices(config.rollout.devices, field="rollout.devices")
-    if config.rollout.prompts % jax.process_count():
-        raise UserError(
-            f"rollout.prompts: {config.rollout.prompts} cannot be divided among {jax.process_count()} processes; "
-            "expected a multiple"
-        )
+    parallel.start(config.distributed, num_devices=config.mesh.num_devices + config.judge.devices)
+    layout = Layout.of(config.mesh, spare=config.judge.devices)
+    devices = parallel.use_devices(config.rollout.devices, field="rollout.devices", spare=config.judge.devices)
+    processes = jax.process_count()
+    for field, value, each in (
+        ("rollout.prompts", config.rollout.prompts, 1),
+        ("judge.devices", config.judge.devices, config.judge.tensor),
+    ):
+        if value % (processes * each):
+            raise UserError(
+                f"{field}: {value} cannot be divided among {processes} processes; expected a multiple of "
+                f"{processes * each}"
+            )
     backends.check(config.attention, field="attention")
     questions = config.evaluation.questions
     dataset = config.rows
@@ -195,9 +200,21 @@ def _check_rows(config: TrainConfig, data: Data) -> None:
 
 
 def _judge(config: TrainConfig, layout: Layout | None, devices: Sequence[jax.Device]) -> Judge | None:
-    """The checkpoint that judges, if one does, with a copy on each replica that samples."""
-    if not config.reward.judge or config.judge.model in ("policy", "reference"):
+    """The checkpoint that judges, if one does, with a copy on each replica that samples, or on devices of its own."""
+    if not config.reward.judge or not config.judge.is_checkpoint:
         return None
-    judge = load_judge(config.judge, dtype=config.dtype)
+    if config.judge.devices:
+        devices = _own_devices(config)
+        parts = MeshConfig(data=len(devices) // config.judge.tensor, tensor=config.judge.tensor)
+        layout = Layout.of(parts, field="judge", devices=devices)
+    with jax.default_device(devices[0]):
+        judge = load_judge(config.judge, dtype=config.dtype, mesh=layout and layout.train)
     placed = layout.place(judge.params, judge.model.logical_axes()) if layout else judge.params
     return dataclasses.replace(judge, params=_copies_of(judge.model, placed, layout, devices))
+
+
+def _own_devices(config: TrainConfig) -> list[jax.Device]:
+    """This process's devices that only judge, behind those that train and sample."""
+    processes = jax.process_count()
+    first, count = max(config.mesh.num_devices // processes, config.rollout.devices), config.judge.devices // processes
+    return sorted(jax.local_devices(), key=lambda device: device.id)[first : first + count]

@@ -22,6 +22,8 @@ def validate(config: "TrainConfig") -> None:
     _validate_reward(config)
     if config.hints.steps:
         _validate_hints(config)
+    if config.judge.devices:
+        _validate_judge(config)
     _require_finite(config)
     _validate_method(config)
     config.dpo.validate()
@@ -117,6 +119,22 @@ def _validate_hints(config: "TrainConfig") -> None:
     _require(config.objective == "nrt", "hints.steps", hints.steps, f"0 with --objective {config.objective}")
 
 
+def _validate_judge(config: "TrainConfig") -> None:
+    judge = config.judge
+    _require(
+        config.reward.judge != 0 and judge.is_checkpoint,
+        "judge.devices",
+        judge.devices,
+        "0 unless --judge.model is a checkpoint and --reward.judge its weight",
+    )
+    _require(
+        judge.devices % judge.tensor == 0,
+        "judge.tensor",
+        judge.tensor,
+        f"a divisor of {judge.devices}, judge.devices",
+    )
+
+
 def _validate_method(config: "TrainConfig") -> None:
     """Refuses parts of methods that do not go together."""
     mode, reference, loss, shaping = config.reward.mode, config.reference, config.loss, config.reward.shaping
@@ -199,6 +217,7 @@ _POSITIVE = (
     "judge.thoughts",
     "judge.max_thought_length",
     "judge.batch_size",
+    "judge.tensor",
     "evaluation.questions",
     "evaluation.batch_size",
     "dataset.size",
@@ -229,6 +248,7 @@ _NOT_NEGATIVE = (
     "evaluation.every",
     "evaluation.examples",
     "evaluation.temperature",
+    "judge.devices",
     "judge.temperature",
     "judge.seed",
     "checkpoint.every",

@@ -18,10 +18,11 @@ from nrt_jax.models import Model, ModelConfig
 from nrt_jax.objectives import NRTLossConfig
 from nrt_jax.parallel import MeshConfig
 from nrt_jax.parallel.topology import CHIPS, open_topology
+from nrt_jax.rewards import JudgeConfig
 from nrt_jax.rollout import engine
 from nrt_jax.training import plan as programs
-from nrt_jax.training import plan_evaluation
-from nrt_jax.training.config import ReferenceConfig, RolloutConfig, TrainConfig
+from nrt_jax.training import plan_evaluation, plan_judge
+from nrt_jax.training.config import ReferenceConfig, RewardConfig, RolloutConfig, TrainConfig
 from nrt_jax.training.cost import Cost
 from nrt_jax.training.programs import Memory, Program, size_on_device
 from nrt_jax.training.update import Lengths
@@ -95,6 +96,10 @@ def model(tmp_path):
         (("--topology=cpu:1", "--model=nobody/nothing"), "Llama-3.1-8B"),
         (("--topology=cpu:1", "--hbm-gib=-1"), "hbm_gib: -1.0"),
         (("--topology=cpu:1", "--objective=sft"), "objective: 'sft' is not planned"),
+        (
+            ("--topology=cpu:1", "--reward.judge=1", "--judge.model=no/body"),
+            "judge.model: 'no/body' has no config.json",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_line(flags, said, capsys):
@@ -218,6 +223,49 @@ def test_evaluation_is_counted_in_keys_and_values_of_whole_samples(run):
 def programs_of_evaluation(run, batch_size):
     config = dataclasses.replace(run.config, evaluation=EvaluationConfig(batch_size=batch_size))
     return plan_evaluation.memory(dataclasses.replace(run, config=config), weights=1000.0)
+
+
+JUDGED = dataclasses.replace(
+    CONFIG,
+    mesh=MeshConfig(),
+    updates_per_step=1,
+    micro_batches=1,
+    reward=RewardConfig(intrinsic=0.0, judge=1.0),
+    judge=JudgeConfig(model="other", thoughts=2, max_thought_length=15, batch_size=4),
+)
+
+
+def judge_of(config, devices: int):
+    planned = programs.describe(config, MODEL, open_topology(f"cpu:{devices}"))
+    judge = plan_judge.describe(planned, MODEL if config.judge.is_checkpoint else None)
+    return dataclasses.replace(planned, resident=judge.resident), judge
+
+
+def test_a_judge_on_the_devices_that_sample_stays_beside_the_trainer_and_one_of_the_run_does_not():
+    planned, judge = judge_of(JUDGED, 1)
+    params = 2 * (MODEL.num_parameters + 2 * 2 * MODEL.hidden_size)  # bfloat16, with the rows of two tags.
+    assert judge.resident == size_on_device(judge.params) == params
+    assert planned.kept == params + size_on_device(planned.state)
+    own, _ = judge_of(dataclasses.replace(JUDGED, judge=dataclasses.replace(JUDGED.judge, model="policy")), 1)
+    assert own.resident == 0 and own.kept == size_on_device(own.state)
+
+
+def test_a_judge_with_devices_of_its_own_leaves_the_others_alone_and_its_programs_are_planned():
+    apart = dataclasses.replace(JUDGED, judge=dataclasses.replace(JUDGED.judge, devices=2))
+    planned, judge = judge_of(apart, 3)
+    assert (planned.kept, judge.num_replicas) == (size_on_device(planned.state), 2)
+    found = {program.name: program for program in plan_judge.programs(planned, judge)}
+    assert {name.removeprefix("judge: ") for name in found} >= {"prefill", "seating", "decoding", "scoring"}
+    params = size_on_device(judge.params)
+    prompts, new_tokens = 2 * 128, 32  # A copy's part of the batch; 32 + 32 + 1 fill a room of 128; 15 + 1 + 16.
+    cache = MODEL.num_layers * 2 * MODEL.num_kv_heads * 64 * 2
+    scoring = found["judge: scoring"]
+    assert scoring.runs == 16 * 2 / 4
+    assert scoring.memory.arguments == pytest.approx(params + cache * (prompts + 2 * 2 * new_tokens), rel=0.05)
+    weights = found["judge: layout for decoding"].memory.outputs
+    groups = found["judge: prefill"].memory.outputs
+    assert found["judge: decoding"].memory.beside == params + groups
+    assert found["judge: scoring"].memory.beside == weights + groups + found["judge: seating"].memory.outputs
 
 
 def test_what_does_not_fit_exits_with_1_and_says_what_to_change(model, capsys):

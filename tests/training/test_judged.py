@@ -12,6 +12,7 @@ from nrt_jax.data.encode import TextConfig
 from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import EvaluationConfig
+from nrt_jax.parallel import MeshConfig
 from nrt_jax.rewards import JudgeConfig
 from nrt_jax.rollout import engine
 from nrt_jax.training import loop, setup
@@ -44,6 +45,9 @@ KINDS = {
         CONFIG, judge=dataclasses.replace(JUDGE, model="reference"), reference=ReferenceConfig(kind="initial")
     ),
     "checkpoint": dataclasses.replace(CONFIG, judge=dataclasses.replace(JUDGE, model="tiny")),
+    "apart": dataclasses.replace(
+        CONFIG, mesh=MeshConfig(data=2), judge=dataclasses.replace(JUDGE, model="tiny", devices=4, tensor=2)
+    ),
 }
 
 
@@ -63,8 +67,10 @@ def scorer_of(config, rows) -> tuple[setup.Setup, Scorer]:
     return made, Scorer.of(config, made, rows, made.copies(state.params), state)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("score", ["soft", "vote"])
+@pytest.mark.parametrize(
+    ("kind", "score"),
+    [*((kind, score) for kind in KINDS if kind != "apart" for score in ("soft", "vote")), ("apart", "soft")],
+)
 def test_the_reward_is_what_the_same_judge_says_of_the_same_answers_elsewhere(sampled, kind, score):
     rows, tokens, lengths = sampled
     config = dataclasses.replace(KINDS[kind], judge=dataclasses.replace(KINDS[kind].judge, score=score))
@@ -88,6 +94,14 @@ def test_the_reward_is_what_the_same_judge_says_of_the_same_answers_elsewhere(sa
         "judge_accuracy": pytest.approx(np.mean(agreed)),
         "judge_unparseable": pytest.approx(sum(j.num_unparseable for j in said.values()) / (2 * len(said))),
     }
+
+
+def test_a_judge_has_the_devices_behind_those_that_train_to_itself():
+    made = setup.prepare(KINDS["apart"])
+    devices = jax.devices()
+    copies = [{device for leaf in jax.tree.leaves(copy) for device in leaf.devices()} for copy in made.judge.params]
+    assert copies == [{devices[2], devices[3]}, {devices[4], devices[5]}]
+    assert {device for leaf in jax.tree.leaves(made.params) for device in leaf.devices()} == {devices[0], devices[1]}
 
 
 def test_a_judge_is_told_the_turns_before_a_question(sampled):
@@ -167,6 +181,12 @@ def test_a_runs_judge_is_asked_as_it_was_trained_but_for_what_the_user_says(tmp_
         ({"judge": dataclasses.replace(JUDGE, thoughts=0)}, "judge.thoughts"),
         ({"reward": RewardConfig(intrinsic=0.0, judge=float("nan"))}, "reward"),
         ({"judge": dataclasses.replace(JUDGE, model="no/such/folder")}, "no/such/folder"),
+        ({"judge": dataclasses.replace(JUDGE, devices=2)}, "judge.devices: 2 cannot work; expected 0 unless"),
+        ({"judge": dataclasses.replace(JUDGE, model="tiny", devices=3, tensor=2)}, "judge.tensor: 2 .* divisor of 3"),
+        (
+            {"judge": dataclasses.replace(JUDGE, model="tiny", devices=99)},
+            "rollout.devices: 1 cannot work; expected at most 0, the devices of this process less 99 for others",
+        ),
     ],
 )
 def test_judges_that_cannot_be_asked_are_refused(changes, message):
