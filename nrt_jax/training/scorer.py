@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nrt_jax import parallel
 from nrt_jax.data.encode import Encoded
 from nrt_jax.models import Params, lora
 from nrt_jax.rewards import Judge
@@ -19,7 +20,7 @@ class Scorer:
     """Scores what was sampled for some rows, as `collect` asks it.
 
     Attributes:
-        metrics: What there is to say of the judge once it has judged, over this process's completions:
+        metrics: What there is to say of the judge once it has judged, over the completions of all processes:
             `judge_unparseable`, the share of its thoughts that gave no verdict; and `judge_accuracy`, the share of its
             answered completions on which it agrees with the verifier.
     """
@@ -58,15 +59,18 @@ class Scorer:
         scores = np.zeros(lengths.shape, np.float32)
         for index, judgement in zip(answered, judgements, strict=True):
             scores[index] = judgement.score(config.score)
-        num_thoughts = max(1, len(judgements) * config.thoughts)
-        self.metrics["judge_unparseable"] = sum(j.num_unparseable for j in judgements) / num_thoughts
+        agreed, is_right = 0, []
         if config.audit:
             is_right = [rules.is_correct(self.rows[p], read[p, k]) for p, k in answered]
-            says = [
-                j.vote if config.score == "vote" else int(j.soft > 0.5) for j in judgements
-            ]  # None agrees with none.
-            agreed = [said == right for said, right in zip(says, is_right, strict=True)]
-            self.metrics["judge_accuracy"] = sum(agreed) / max(1, len(agreed))
+            says = [j.vote if config.score == "vote" else int(j.soft > 0.5) for j in judgements]
+            # No verdict agrees with none.
+            agreed = sum(said == right for said, right in zip(says, is_right, strict=True))
+        unparseable = sum(j.num_unparseable for j in judgements)
+        counts = parallel.share([unparseable, len(judgements) * config.thoughts, agreed, len(is_right)])
+        unparseable, num_thoughts, agreed, num_judged = map(sum, zip(*counts, strict=True))
+        self.metrics["judge_unparseable"] = unparseable / max(1, num_thoughts)
+        if config.audit:
+            self.metrics["judge_accuracy"] = agreed / max(1, num_judged)
         return scores
 
 

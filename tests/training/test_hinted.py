@@ -11,7 +11,7 @@ import pytest
 from nrt_jax.data import Example
 from nrt_jax.errors import UserError
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
-from nrt_jax.rewards import VerifierConfig
+from nrt_jax.rewards import Judge, JudgeConfig, Judgement, VerifierConfig
 from nrt_jax.rollout.hints import HintConfig, boundaries
 from nrt_jax.training import loop, setup
 from nrt_jax.training.collect import collect
@@ -141,11 +141,28 @@ def hinted_config(folder, **hints):
     return config.__class__(**vars(config) | {"hints": hints, "rollout": rollout})
 
 
-def test_a_run_with_hints_learns_and_one_without_chains_is_refused(tmp_path):
+def test_a_run_with_hints_learns_from_a_judge_and_one_without_chains_is_refused(tmp_path, monkeypatch):
+    """The chain's own row is judged by the answer that ends it, as every row is."""
+    asked = []
+
+    def judge(self, responses):
+        asked.extend(responses)
+        return [
+            Judgement(("",), (int(response == answers[question]),), (0.5,), 0.5) for question, response in responses
+        ]
+
+    monkeypatch.setattr(Judge, "judge", judge)
     config = hinted_config(tmp_path)
-    prepared = setup.prepare(config)
-    loop.train(config, prepared, tmp_path / "run", lambda line: None)
-    assert len(fixtures_run.records(tmp_path / "run")) == config.steps
+    answers = {example.question: example.answer for example in fixtures_run.examples(99)}
+    reward = RewardConfig(intrinsic=0.0, judge=1.0)
+    config = dataclasses.replace(config, reward=reward, judge=JudgeConfig(score="vote"))
+    loop.train(config, setup.prepare(config), tmp_path / "run", lambda line: None)
+    records = fixtures_run.records(tmp_path / "run")
+    assert len(records) == config.steps
+    right = [question for question, response in asked if response == answers[question]]
+    assert len(right) >= config.steps * config.rollout.prompts
+    shares = [record["reward"] for record in records]
+    assert sum(shares) * config.rollout.prompts * config.rollout.group_size == pytest.approx(len(right))
     rows = [*fixtures_run.examples(11), Example("What is 1 plus 1?", "It is 2.")]
     fixtures_run.write_rows(tmp_path / "train.jsonl", rows)
     with pytest.raises(UserError, match=r"hints.steps: 3 needs a chain.* 1 rows of .*train.jsonl have none"):
