@@ -3,6 +3,7 @@
 Only what the learner needs leaves the device that sampled a group: its tokens and numbers, not its caches.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from nrt_jax.training.reference import Policy, ask
 from nrt_jax.training.step import Outcome, Scored, completions, reward_rollout, score_rollout
 
 Score = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+Begin = Callable[[np.ndarray, Callable[[], tuple[np.ndarray, np.ndarray]]], None]
 
 
 def collect(
@@ -33,6 +35,7 @@ def collect(
     sampling: SamplingConfig,
     *,
     score: Score | None = None,
+    begin: Begin | None = None,
     chains: Chains | None = None,
     reference: Policy | None = None,
     reward_std: jax.Array | None = None,
@@ -56,6 +59,8 @@ def collect(
         sampling: How to sample.
         score: Makes rewards, [P, K] each by name, of the tokens [P, K, Z] that were sampled and of their numbers
             [P, K]; None for none.
+        begin: Is told of each part that is done, while others are not: of its prompts and of what fetches that
+            part's tokens and numbers; None where nobody asks. Not with chains.
         chains: Right chains of thought, from which some rows start; None for none.
         reference: The reference policy, if there is one.
         reward_std: As for `reward_rollout`.
@@ -75,15 +80,15 @@ def collect(
     sample_rng, reward_rng = jax.random.split(rng)
     batch = parallel.pad_alike(batch)
 
-    def score_all(parts, batch):
+    def score_all(parts, batch, begin=None):
         how = {"reward_config": reward_config, "max_length": max_length, "max_trace_length": max_trace_length}
-        return score_parts(model, parts, batch, sampling.temperature, **how)
+        return score_parts(model, parts, batch, sampling.temperature, begin=begin, **how)
 
     if chains:
         scored = score_hinted(model, params, batch, chains, sample_rng, sampling, score_all)
     else:
         keys = own_keys(sample_rng, len(batch.prompts.tokens), sampling.group_size)
-        scored = score_all(engine.stream(model, params, batch.prompts, keys, sampling), batch)
+        scored = score_all(engine.stream(model, params, batch.prompts, keys, sampling), batch, begin)
     scores = score and score(*jax.device_get(_written(scored)))
     scored, scores, batch = _of_all_processes(scored, scores, batch)
     if beside:
@@ -131,6 +136,7 @@ def score_parts(
     batch: Batch,
     temperature: jax.Array,
     *,
+    begin: Begin | None = None,
     reward_config: RewardConfig,
     max_length: int,
     max_trace_length: int | None = None,
@@ -142,6 +148,7 @@ def score_parts(
         parts: Of `engine.stream`.
         batch: P questions with their answers.
         temperature: Of the rollout.
+        begin: As for `collect`.
         reward_config: Which rewards.
         max_length: Most tokens of prompt, trace, delimiter and answer together.
         max_trace_length: As for `score_rollout`.
@@ -158,6 +165,8 @@ def score_parts(
         with parallel.on(part.params):
             done.append(score_rollout(*args, model=model, **how))
         indices.append(part.prompts)
+        if begin:
+            begin(part.prompts, functools.partial(jax.device_get, _written(done[-1])))
     if len(done) == 1:  # All prompts, in order.
         return done[0]
     order = np.argsort(np.concatenate(indices))

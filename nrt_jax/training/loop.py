@@ -242,6 +242,7 @@ def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainS
         rng,
         sampling_config(config.rollout, setup.trace_format, config.reward.samples_answer * setup.limits.answer),
         score=scorer,
+        begin=scorer.begin if config.judge.devices else None,
         chains=_chains_of(config, setup, rows),
         reference=setup.reference(state),
         reward_std=state.reward_std,

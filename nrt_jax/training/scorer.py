@@ -1,6 +1,7 @@
 """A step's rewards that are made of text: the format, a verifier's score, and a judge's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,12 +9,15 @@ import numpy as np
 from nrt_jax import parallel
 from nrt_jax.data.encode import Encoded
 from nrt_jax.models import Params, lora
-from nrt_jax.rewards import Judge
+from nrt_jax.rewards import Judge, Judgement
+from nrt_jax.rewards.verifiable import Completion
 from nrt_jax.training.config import TrainConfig
 from nrt_jax.training.state import TrainState
 
 if TYPE_CHECKING:
     from nrt_jax.training.setup import Setup
+
+_AHEAD = ThreadPoolExecutor(1, "judge")  # Judges what is done while the step goes on.
 
 
 class Scorer:
@@ -29,6 +33,7 @@ class Scorer:
         """`rows` are the questions of the step, `judge` who judges their answers, if anyone does."""
         self.config, self.setup, self.rows, self.judge = config, setup, rows, judge
         self.metrics: dict[str, float] = {}
+        self._begun: list[Future] = []
 
     @classmethod
     def of(
@@ -49,13 +54,42 @@ class Scorer:
             scores["judge"] = self._judge(tokens, lengths)
         return scores
 
+    def begin(self, prompts: np.ndarray, fetch: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
+        """Lets a judge with devices of its own judge a part of the answers, while others are still sampled.
+
+        Args:
+            prompts: Of the part, which may be padded.
+            fetch: Waits for its tokens [P, K, Z] and for how many were sampled [P, K].
+        """
+        self._begun.append(_AHEAD.submit(self._judge_part, prompts, fetch))
+
+    def _judge_part(self, prompts: np.ndarray, fetch) -> dict[tuple[str, str], Judgement]:
+        tokens, lengths = (x[: len(prompts)] for x in fetch())
+        responses = list(self._responses(prompts, self._read(tokens, lengths)).values())
+        return dict(zip(responses, self.judge.judge(responses), strict=True))
+
+    def _read(self, tokens: np.ndarray, lengths: np.ndarray) -> dict[tuple[int, int], Completion]:
+        rules = self.setup.rules
+        return {index: rules.read(tokens[index][: lengths[index]]) for index in np.ndindex(lengths.shape)}
+
+    def _responses(self, prompts: Sequence[int], read: Mapping[tuple[int, int], Completion]) -> dict:
+        """Question and answer of each completion that has one."""
+        return {
+            (p, k): (self.rows[prompts[p]].example.conversation, completion.answer)
+            for (p, k), completion in read.items()
+            if completion.answer is not None
+        }
+
     def _judge(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """What the judge says of each answer [P, K]; 0, without asking it, where there is none."""
-        config, rules = self.config.judge, self.setup.rules
-        read = {index: rules.read(tokens[index][: lengths[index]]) for index in np.ndindex(lengths.shape)}
-        answered = [index for index, completion in read.items() if completion.answer is not None]
-        responses = [(self.rows[p].example.conversation, read[p, k].answer) for p, k in answered]
-        judgements = self.judge.judge(responses)
+        config, rules, read = self.config.judge, self.setup.rules, self._read(tokens, lengths)
+        answered = self._responses(range(len(self.rows)), read)
+        known: dict[tuple[str, str], Judgement] = {}
+        for part in self._begun:
+            known |= part.result()
+        rest = [response for response in answered.values() if response not in known]
+        known |= zip(rest, self.judge.judge(rest), strict=True)
+        judgements = [known[response] for response in answered.values()]
         scores = np.zeros(lengths.shape, np.float32)
         for index, judgement in zip(answered, judgements, strict=True):
             scores[index] = judgement.score(config.score)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from nrt_jax.data.formats import TraceFormatConfig
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.parallel import MeshConfig
-from nrt_jax.rewards import JudgeConfig
+from nrt_jax.rewards import Judge, JudgeConfig
 from nrt_jax.rollout import engine
 from nrt_jax.training import loop, setup
 from nrt_jax.training.config import ReferenceConfig, RewardConfig, RolloutConfig, TrainConfig
@@ -102,6 +103,33 @@ def test_a_judge_has_the_devices_behind_those_that_train_to_itself():
     copies = [{device for leaf in jax.tree.leaves(copy) for device in leaf.devices()} for copy in made.judge.params]
     assert copies == [{devices[2], devices[3]}, {devices[4], devices[5]}]
     assert {device for leaf in jax.tree.leaves(made.params) for device in leaf.devices()} == {devices[0], devices[1]}
+
+
+def test_a_judge_apart_judges_what_is_done_while_the_rest_is_sampled_and_nothing_twice(monkeypatch):
+    """The rewards are those of one call."""
+    asked, judge = [], Judge.judge
+
+    def spy(self, responses):
+        asked.append((threading.current_thread() is threading.main_thread(), responses))
+        return judge(self, responses)
+
+    monkeypatch.setattr(Judge, "judge", spy)
+    rewards = []
+    for devices in (2, 0):
+        config = dataclasses.replace(
+            CONFIG,
+            rollout=dataclasses.replace(CONFIG.rollout, max_rows=2),
+            judge=dataclasses.replace(JUDGE, model="tiny", devices=devices),
+        )
+        made = setup.prepare(config)
+        state = create_state(made.params, make_optimizer(config.optimizer, 1), **loop.state_parts(config))
+        outcome = loop._rollout(config, made, state, made.train[:4], jax.random.key(0))[2]
+        rewards.append(np.asarray(outcome.rewards["judge"]))
+    np.testing.assert_allclose(*rewards, atol=1e-5)
+    *ahead, (is_main, rest), (_, at_once) = asked
+    assert len(ahead) > 1 and not any(on_main for on_main, _ in ahead)
+    assert is_main and rest == []
+    assert sorted(response for _, part in ahead for response in part) == sorted(at_once)
 
 
 def test_a_judge_is_told_the_turns_before_a_question(sampled):
