@@ -4,8 +4,8 @@
         --dataset.held-out judging:test.jsonl
 
 Known: GRPO with a correctness reward and a length penalty. Ours: the penalty is 0 up to L_exp sampled tokens and falls
-linearly to -1 at L_max (`reward.shaping`, L_cache = L_max - L_exp); L_max is the longest thought that is sampled, L_exp
-half of it; no verdict earns what a wrong one does; no KL term.
+linearly to -1 at L_max (`reward.shaping`, L_cache = L_max - L_exp); L_max is the most that a row samples, whatever flags
+make of it, and L_cache a fifth of that, as in DAPO; no verdict earns what a wrong one does; no KL term.
 """
 
 import dataclasses
@@ -25,7 +25,6 @@ def get_config() -> TrainConfig:
 def change(recipe: TrainConfig) -> TrainConfig:
     """Makes any recipe's method this one."""
     recipe = grpo.change(recipe)
-    longest = recipe.rollout.max_trace_length
     return dataclasses.replace(
         recipe,
         trace=TRACE,
@@ -33,7 +32,7 @@ def change(recipe: TrainConfig) -> TrainConfig:
         reward=RewardConfig(
             intrinsic=0.0,
             verifiable=1.0,
-            shaping=ShapingConfig(overlong_max=longest, overlong_cache=longest - longest // 2),
+            shaping=ShapingConfig(overlong_max=-1, overlong_cache=-1),
         ),
         loss=dataclasses.replace(recipe.loss, kl_weight=0.0),
         reference=ReferenceConfig(),
