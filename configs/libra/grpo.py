@@ -4,8 +4,8 @@
         --dataset.held-out judging:test.jsonl
 
 Known: GRPO with a correctness reward and a length penalty. Ours: the penalty is 0 up to L_exp sampled tokens and falls
-linearly to -1 at L_max (`reward.shaping`, L_cache = L_max - L_exp); L_max is the most that a row samples, whatever flags
-make of it, and L_cache a fifth of that, as in DAPO; no verdict earns what a wrong one does; no KL term.
+linearly to -1 at L_max (`reward.shaping`, L_cache = L_max - L_exp); L_max is the most that a row samples, whatever
+flags make of it, and L_cache a fifth of that, as in DAPO; no verdict earns what a wrong one does; no KL term.
 """
 
 import dataclasses

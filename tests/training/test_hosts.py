@@ -139,6 +139,11 @@ def num_records(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def has_checkpoint(folder):
+    """A whole one: of one that is still being written the name is longer."""
+    return any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
+
+
 def assert_same_curve(folder, other, but=()):
     found, expected = records(folder), records(other)
     assert [record["step"] for record in found] == list(range(1, len(expected) + 1))
@@ -220,7 +225,7 @@ def kill_stop_and_resume(folder, inputs):
     folder, alone_in, settings = folder / "run", folder / "alone", SHARED | TUNING | inputs
     settings["data"] = write_rows(folder.with_name("rows.jsonl"), examples(16, start=20))
     with running(folder, settings) as processes:
-        wait_until(lambda: num_records(folder) > 1, processes, folder)
+        wait_until(lambda: has_checkpoint(folder), processes, folder)
         processes[0].kill()
         assert_ended_by_the_other(processes[1], folder, 1)
     before = num_records(folder)
