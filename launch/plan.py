@@ -93,10 +93,10 @@ def read_model(name: str, dtype: str, *, field: str = "model") -> ModelConfig:
         UserError: There is none, or it is not supported.
     """
     path = Path(name)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if checkpoints.is_local(name):
         return hf.read_config(checkpoints.locate(name).base, dtype=dtype)
-    for place in (path, checkpoints.ASSETS / name, MODELS / f"{path.name}.json"):
-        if place.is_file() or (place / "config.json").is_file():
+    for place in (path, MODELS / f"{path.name}.json"):
+        if place.is_file():
             return hf.read_config(place, dtype=dtype)
     known = ", ".join(sorted(file.stem for file in MODELS.glob("*.json")))
     raise UserError(f"{field}: {name!r} has no config.json here; expected a checkpoint, such a file, or {known}")

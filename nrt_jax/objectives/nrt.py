@@ -30,7 +30,7 @@ class NRTLossConfig:
             divides the sum over all by `constant`. The NRT release's `token_mean` counts only tokens that the ratio
             bounds keep; a training update counts all, so that it can be split into parts.
         constant: Divisor of `constant` and `sequence_mean_token_sum`; 0 stands for the most tokens that the run samples
-            in a row, as in Dr.GRPO (`TrainConfig.resolved`).
+            in a row, as in Dr.GRPO (`TrainConfig.resolve`).
         delimiter_mean: The cross-entropy on forced delimiters is averaged over them (`forced`, the release) or over
             all sequences. When few rows miss the delimiter, the former lets each of them outweigh the whole rest of
             the batch: on the embedded task steps with such a row had a median gradient norm of 10, the others of 0.5.
@@ -107,7 +107,7 @@ def denominators(masks: LossMasks, config: NRTLossConfig) -> Denominators:
         if config.normaliser == "sequence_mean_token_mean":  # By its own length each sequence is divided in the loss.
             return num_sequences
         if not config.constant:
-            raise ValueError("constant: 0 stands for a number; expected TrainConfig.resolved")
+            raise ValueError("constant: 0 stands for a number; expected TrainConfig.resolve")
         per_sequence = num_sequences if config.normaliser == "sequence_mean_token_sum" else 1.0
         return jnp.float32(config.constant) * per_sequence
 

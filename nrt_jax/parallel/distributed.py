@@ -127,6 +127,11 @@ def start(config: DistributedConfig, *, num_devices: int = 1) -> None:
         ) from error
 
 
+def num_processes() -> int:
+    """Of the run; it may be asked before JAX has started."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
 def share(value: T) -> list[T]:
     """The JSON values that all processes give, in the order of the processes; all of them call this."""
     if jax.process_count() == 1:

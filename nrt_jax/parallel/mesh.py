@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from nrt_jax.errors import UserError
 from nrt_jax.parallel import rules
 from nrt_jax.parallel.devices import use_devices
+from nrt_jax.parallel.distributed import num_processes
 from nrt_jax.parallel.exchange import put
 
 AXES = ("data", "fsdp", "tensor")
@@ -102,7 +103,7 @@ class Layout:
                 raise UserError(
                     f"{product}: {config.num_devices} cannot work; expected {len(devices)}, the number of devices"
                 )
-        elif jax.distributed.is_initialized() and jax.process_count() > 1:
+        elif num_processes() > 1:
             return cls._over(config, _devices_of_all(config, field, product, spare))
         if config.num_devices == 1:
             return None
@@ -167,8 +168,17 @@ def _devices_of_all(config: MeshConfig, field: str, product: str, spare: int) ->
             f"{field}.decode_tensor: {config.replica_size} cannot work; expected a divisor of {here}, the devices of "
             "each process, within which a copy of the policy samples"
         )
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return [device for i, device in enumerate(devices) if i % jax.local_device_count() < here]
+    return divide_devices(jax.devices(), spare)[0]
+
+
+def divide_devices(devices: Sequence[jax.Device], spare: int) -> tuple[list[jax.Device], list[jax.Device]]:
+    """Devices in the order of their processes, and the last ones of each process, `spare` in all, apart from them."""
+    of_process: dict[int, list[jax.Device]] = {}
+    for device in sorted(devices, key=lambda device: (device.process_index, device.id)):
+        of_process.setdefault(device.process_index, []).append(device)
+    here = {process: len(found) - spare // len(of_process) for process, found in of_process.items()}
+    used = [device for process, found in of_process.items() for device in found[: here[process]]]
+    return used, [device for process, found in of_process.items() for device in found[here[process] :]]
 
 
 def _of_replica(devices: np.ndarray, leaves: list[jax.Array], shards: list[dict]) -> list[jax.Array]:

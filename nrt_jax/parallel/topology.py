@@ -65,6 +65,11 @@ class Topology:
     devices: tuple[jax.Device, ...]
     chip: Chip | None
 
+    @property
+    def num_processes(self) -> int:
+        """Hosts."""
+        return len({device.process_index for device in self.devices})
+
     def part(self, count: int) -> tuple[jax.Device, ...]:
         """Devices for programs of so many of them, which share a host: a smaller slice of the same chips.
 

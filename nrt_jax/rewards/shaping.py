@@ -14,7 +14,7 @@ class ShapingConfig:
         require_delimiter: The intrinsic reward is 0, and so is its token signal, where the policy did not write the
             delimiter itself (VeriFree: truncated, or without an answer).
         overlong_max: L_max, sampled tokens from which on a trace is punished by -1 (DAPO); 0 is off, -1 stands for the
-            most that the run samples (`TrainConfig.resolved`).
+            most that the run samples (`TrainConfig.resolve`).
         overlong_cache: L_cache: from L_max - L_cache on the punishment grows from 0 to that; -1 for a fifth of L_max,
             as in DAPO.
         ngram_count: A trace in which any n-gram is seen so often is punished by -1 (RLPR: 10); 0 is off.
@@ -40,7 +40,7 @@ def punishment(tokens: jax.Array, mask: jax.Array, config: ShapingConfig) -> jax
         ValueError: A number still stands for another.
     """
     if min(config.overlong_max, config.overlong_cache) < 0:
-        raise ValueError("overlong_max and overlong_cache: -1 stands for a number; expected TrainConfig.resolved")
+        raise ValueError("overlong_max and overlong_cache: -1 stands for a number; expected TrainConfig.resolve")
     total = jnp.zeros(tokens.shape[:-1])
     if config.overlong_max:
         total += soft_overlong(jnp.sum(mask, -1), config.overlong_max, config.overlong_cache)

@@ -254,18 +254,18 @@ class TrainConfig:
         is_audited = self.reward.judge != 0 and self.judge.audit
         return self.objective == "nrt" and (self.reward.verifiable != 0 or is_audited)
 
-    @property
-    def max_sampled_length(self) -> int:
-        """Most tokens that a row samples, its answer included where it has one."""
-        longest_answer = self.max_answer_length(self.text.max_answer_length)
-        return self.rollout.max_trace_length + (1 + longest_answer if self.reward.samples_answer else 0)
+    def resolve(self, answer_length: int | None = None) -> "TrainConfig":
+        """With numbers in the place of those that stand for the most that a row samples, which flags may change.
 
-    @property
-    def resolved(self) -> "TrainConfig":
-        """With numbers in the place of those that stand for the most that a row samples, which flags may change."""
+        Args:
+            answer_length: Most tokens of a sampled answer, which the data say; None for as many as are allowed.
+        """
         shaping, loss = self.reward.shaping, self.loss
-        longest = self.max_sampled_length if shaping.overlong_max == -1 else shaping.overlong_max
+        if answer_length is None:
+            answer_length = self.max_answer_length(self.text.max_answer_length)
+        sampled = self.rollout.max_trace_length + (1 + answer_length if self.reward.samples_answer else 0)
+        longest = sampled if shaping.overlong_max == -1 else shaping.overlong_max
         cache = longest // 5 if shaping.overlong_cache == -1 else shaping.overlong_cache
         shaping = dataclasses.replace(shaping, overlong_max=longest, overlong_cache=cache)
-        loss = dataclasses.replace(loss, constant=loss.constant or float(self.max_sampled_length))
+        loss = dataclasses.replace(loss, constant=loss.constant or float(sampled))
         return dataclasses.replace(self, reward=dataclasses.replace(self.reward, shaping=shaping), loss=loss)

@@ -95,7 +95,7 @@ def train(config: TrainConfig, setup: Setup, folder: Path, log: Callable[[str], 
     with contextlib.ExitStack() as held, run_folder.disk_errors(folder), StopRequest() as stop:
         parallel.first(held.enter_context, run_folder.owned(folder))
         resumed = parallel.first(run_folder.prepare, folder, to_dict(config), resume_may_change=may_change)
-        config = config.resolved  # The folder keeps what was asked for.
+        config = config.resolve(setup.limits.answer)  # The folder keeps what was asked for.
         description = (setup.model, setup.tokenizer, setup.model_folder, setup.adapter)
         parallel.first(checkpoints.describe_run, folder, *description)
         before = _answers_before(config, setup, folder, stop)
@@ -235,27 +235,28 @@ def _step(
 def _rollout(config, setup: Setup, state: TrainState, rows, rng) -> tuple[TrainState, LearnerBatch, Outcome, dict]:
     copies = setup.copies(state.params)
     scorer = Scorer.of(config, setup, rows, copies, state)
-    learner_batch, outcome = collect(
-        setup.model,
-        copies,
-        setup.encoder.batch(rows),
-        rng,
-        sampling_config(config.rollout, setup.trace_format, config.reward.samples_answer * setup.limits.answer),
-        score=scorer,
-        begin=scorer.begin if config.judge.devices else None,
-        chains=_chains_of(config, setup, rows),
-        reference=setup.reference(state),
-        reward_std=state.reward_std,
-        beside=parallel.beside(state.params),
-        num_parts=config.updates_per_step * config.micro_batches,
-        reward_config=config.reward,
-        advantage_config=config.advantage,
-        loss_config=config.loss,
-        reference_config=config.reference,
-        max_length=setup.max_length,
-        max_trace_length=config.rollout.max_trace_length,
-        has_opening=bool(setup.trace_format.opening),
-    )
+    with contextlib.closing(scorer) if scorer else contextlib.nullcontext():
+        learner_batch, outcome = collect(
+            setup.model,
+            copies,
+            setup.encoder.batch(rows),
+            rng,
+            sampling_config(config.rollout, setup.trace_format, config.reward.samples_answer * setup.limits.answer),
+            score=scorer,
+            begin=scorer.begin if config.judge.devices else None,
+            chains=_chains_of(config, setup, rows),
+            reference=setup.reference(state),
+            reward_std=state.reward_std,
+            beside=parallel.beside(state.params),
+            num_parts=config.updates_per_step * config.micro_batches,
+            reward_config=config.reward,
+            advantage_config=config.advantage,
+            loss_config=config.loss,
+            reference_config=config.reference,
+            max_length=setup.max_length,
+            max_trace_length=config.rollout.max_trace_length,
+            has_opening=bool(setup.trace_format.opening),
+        )
     metrics = describe(outcome, config.verifier.right) | (scorer.metrics if scorer else {})
     return state.replace(reward_std=outcome.reward_std), learner_batch, outcome, metrics
 

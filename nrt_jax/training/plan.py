@@ -33,6 +33,7 @@ from nrt_jax.training.optimizer import make_optimizer
 from nrt_jax.training.plan_rollout import Sampler, compile_sampling, keep
 from nrt_jax.training.programs import Program, TooLarge, at, compile_program, shape, size_on_device
 from nrt_jax.training.reference import Policy, abstract_policy, moving_average, score_part
+from nrt_jax.training.setup import check_shares
 from nrt_jax.training.state import TrainState, abstract_state
 from nrt_jax.training.step import sampling_config, score_rollout
 from nrt_jax.training.update import add_gradient, apply_gradient, cut
@@ -132,15 +133,15 @@ def describe(config: TrainConfig, model_config: ModelConfig, topology: Topology)
         UserError: The config cannot work, or its mesh has another number of devices.
     """
     config.validate()
-    config = config.resolved
+    config = config.resolve()
     if config.objective != "nrt":
         raise UserError(f"objective: {config.objective!r} is not planned; expected 'nrt', which needs the most memory")
     if config.rollout.devices > 1:
         raise UserError(f"rollout.devices: {config.rollout.devices} is not planned; expected 1 and a mesh")
     if config.hints.steps:
         raise UserError(f"hints.steps: {config.hints.steps} is not planned; expected 0, and room for the longest chain")
-    num_devices = len(topology.devices) - config.judge.devices
-    layout = Layout.of(config.mesh, devices=topology.devices[: max(num_devices, 0)])
+    check_shares(config, topology.num_processes)
+    layout = Layout.of(config.mesh, devices=parallel.divide_devices(topology.devices, config.judge.devices)[0])
     if layout and any(len({device.process_index for device in row.flat}) > 1 for row in layout.decode.devices):
         raise UserError(
             f"mesh.decode_tensor: {config.mesh.replica_size} devices are on several hosts of {topology.name}; expected "
@@ -295,9 +296,8 @@ def rollout(run: Run) -> list[Program]:
         found.append(dataclasses.replace(scoring, runs=sampler.num_batches))
     except TooLarge as error:
         return [*found, error.program]
-    # One device's copy is the trainer's.
-    copy = next((program.memory.outputs for program in found if program.name == "parameters"), 0.0)
-    return keep(found, sampler, beside=run.kept, copy=copy)
+    copy = 0.0 if run.layout else size_on_device(sampler.params)  # One device's is the trainer's.
+    return keep(found, sampler, beside=run.kept - copy)
 
 
 def _move(run: Run, found: list[Program]) -> Params:

@@ -11,7 +11,7 @@ from nrt_jax.data.batch import Prompts
 from nrt_jax.data.encode import bucket
 from nrt_jax.data.formats import TraceFormat
 from nrt_jax.models import Model, ModelConfig, Params
-from nrt_jax.parallel import Layout, MeshConfig, beside
+from nrt_jax.parallel import Layout, MeshConfig, beside, divide_devices
 from nrt_jax.rewards import judge as rewards
 from nrt_jax.training import plan
 from nrt_jax.training.plan import Run
@@ -58,7 +58,7 @@ def describe(run: Run, model_config: ModelConfig | None) -> JudgePlan:
     layout, size = run.layout, mesh.replica_size
     if config.devices:
         size, num_replicas = config.tensor, config.devices // config.tensor
-        own = run.topology.devices[-config.devices :]
+        own = divide_devices(run.topology.devices, config.devices)[1]
         layout = Layout.of(MeshConfig(data=num_replicas, tensor=size), field="judge", devices=own)
     devices = np.array(run.topology.part(size))
     if layout is None:
@@ -74,9 +74,10 @@ def programs(run: Run, judge: JudgePlan) -> list[Program]:
     Returns:
         In their order, up to one that is too large alone, if any is.
     """
-    config, found = run.config.judge, []
-    num_calls = math.ceil(run.config.rollout.prompts * run.config.rollout.group_size / config.batch_size)
-    share = -(-config.batch_size // judge.num_replicas)
+    config, found, processes = run.config.judge, [], run.topology.num_processes
+    num_answers = run.config.rollout.prompts // processes * run.config.rollout.group_size  # Of a process, its own.
+    num_calls = math.ceil(num_answers / config.batch_size)
+    share = math.ceil(config.batch_size / (judge.num_replicas // processes))
     try:
         sampler = Sampler(judge.model, judge.params, _sampling(run), share, lambda n: _prompts(run, judge, n))
         sampled = compile_sampling(sampler, found)
@@ -87,17 +88,16 @@ def programs(run: Run, judge: JudgePlan) -> list[Program]:
         found.append(compile_program("scoring", rewards.read, *args, model=judge.model))
     except TooLarge as error:
         return [_of_judge(program, num_calls) for program in (*found, error.program)]
-    kept, copy = _kept(run, judge), size_on_device(judge.params)
-    if run.layout is None and not config.is_checkpoint:
-        copy = 0.0  # One device's are the trainer's.
-    return [_of_judge(program, num_calls) for program in keep(found, sampler, beside=kept, copy=copy)]
+    return [_of_judge(program, num_calls) for program in keep(found, sampler, beside=_kept(run, judge))]
 
 
 def _kept(run: Run, judge: JudgePlan) -> float:
     """Bytes that its device keeps beside its copy: none on a device of its own."""
     if run.config.judge.devices:
         return 0.0
-    policy = size_on_device(plan.copy_of(run)) if run.layout and run.config.judge.model != "policy" else 0.0
+    if run.layout is None:  # What is of the run is the trainer's, and kept with it.
+        return run.kept - size_on_device(judge.params)
+    policy = size_on_device(plan.copy_of(run)) if run.config.judge.model != "policy" else 0.0
     return run.kept - judge.resident + policy
 
 

@@ -10,7 +10,7 @@ from nrt_jax import parallel
 from nrt_jax.data.batch import Prompts
 from nrt_jax.models import Model, Params
 from nrt_jax.rollout import Rollout, SamplingConfig, engine
-from nrt_jax.training.programs import Program, at, compile_program, shape
+from nrt_jax.training.programs import Program, at, compile_program, shape, size_on_device
 
 #: What a device keeps while a program runs that does not take it.
 _KEPT = {
@@ -103,18 +103,17 @@ def compile_sampling(sampler: Sampler, found: list[Program]) -> Rollout:
     return groups.rollout
 
 
-def keep(found: list[Program], sampler: Sampler, *, beside: float, copy: float) -> list[Program]:
+def keep(found: list[Program], sampler: Sampler, *, beside: float) -> list[Program]:
     """The programs of a replica, all of them found, with what its device keeps meanwhile.
 
     Args:
         found: Of `compile_sampling`, and others of `_KEPT`.
         sampler: The replica.
         beside: Bytes that the device keeps all the time, without those of the copy.
-        copy: Bytes of the copy, where it is one.
     """
     outputs = {program.name: program.memory.outputs for program in found}
     size = {
-        "copy": copy,
+        "copy": size_on_device(sampler.params),
         "weights": outputs["layout for decoding"],
         "groups": outputs["prefill"] * engine.room(sampler.sampling, sampler.share)[1] / sampler.batch,
         "rows": outputs["seating"],

@@ -1,7 +1,7 @@
 """A step's rewards that are made of text: the format, a verifier's score, and a judge's."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +17,6 @@ from nrt_jax.training.state import TrainState
 if TYPE_CHECKING:
     from nrt_jax.training.setup import Setup
 
-_AHEAD = ThreadPoolExecutor(1, "judge")  # Judges what is done while the step goes on.
-
 
 class Scorer:
     """Scores what was sampled for some rows, as `collect` asks it.
@@ -33,7 +31,7 @@ class Scorer:
         """`rows` are the questions of the step, `judge` who judges their answers, if anyone does."""
         self.config, self.setup, self.rows, self.judge = config, setup, rows, judge
         self.metrics: dict[str, float] = {}
-        self._begun: list[Future] = []
+        self._ahead, self._begun = ThreadPoolExecutor(1, "judge"), []
 
     @classmethod
     def of(
@@ -61,7 +59,11 @@ class Scorer:
             prompts: Of the part, which may be padded.
             fetch: Waits for its tokens [P, K, Z] and for how many were sampled [P, K].
         """
-        self._begun.append(_AHEAD.submit(self._judge_part, prompts, fetch))
+        self._begun.append(self._ahead.submit(self._judge_part, prompts, fetch))
+
+    def close(self) -> None:
+        """Forgets what `begin` has not started: a step that fails is not to wait for it."""
+        self._ahead.shutdown(wait=False, cancel_futures=True)
 
     def _judge_part(self, prompts: np.ndarray, fetch) -> dict[tuple[str, str], Judgement]:
         tokens, lengths = (x[: len(prompts)] for x in fetch())

@@ -103,19 +103,12 @@ def prepare(config: TrainConfig) -> Setup:
         UserError: A value, file, row, tensor or token is wrong; the message names it.
     """
     config.validate()
-    parallel.start(config.distributed, num_devices=config.mesh.num_devices + config.judge.devices)
-    layout = Layout.of(config.mesh, spare=config.judge.devices)
-    devices = parallel.use_devices(config.rollout.devices, field="rollout.devices", spare=config.judge.devices)
-    processes = jax.process_count()
-    for field, value, each in (
-        ("rollout.prompts", config.rollout.prompts, 1),
-        ("judge.devices", config.judge.devices, config.judge.tensor),
-    ):
-        if value % (processes * each):
-            raise UserError(
-                f"{field}: {value} cannot be divided among {processes} processes; expected a multiple of "
-                f"{processes * each}"
-            )
+    own = config.judge.devices
+    parallel.start(config.distributed, num_devices=config.mesh.num_devices + own)
+    processes = parallel.num_processes()
+    check_shares(config, processes)
+    layout = Layout.of(config.mesh, spare=own)
+    devices = parallel.use_devices(config.rollout.devices, field="rollout.devices", spare=own // processes)
     backends.check(config.attention, field="attention")
     questions = config.evaluation.questions
     dataset = config.rows
@@ -177,6 +170,19 @@ def prepare(config: TrainConfig) -> Setup:
     )
 
 
+def check_shares(config: TrainConfig, processes: int) -> None:
+    """Raises UserError for what the processes of a run cannot divide among them."""
+    judge = config.judge
+    for field, value, parts in (
+        ("rollout.prompts", config.rollout.prompts, processes),
+        ("judge.devices", judge.devices, processes * judge.tensor),
+    ):
+        if value % parts:
+            raise UserError(
+                f"{field}: {value} cannot be divided among {processes} processes; expected a multiple of {parts}"
+            )
+
+
 def _check_rows(config: TrainConfig, data: Data) -> None:
     """Raises UserError if the objective needs columns that the rows lack."""
     where, dataset = ", ".join(config.data), config.rows
@@ -215,6 +221,6 @@ def _judge(config: TrainConfig, layout: Layout | None, devices: Sequence[jax.Dev
 
 def _own_devices(config: TrainConfig) -> list[jax.Device]:
     """This process's devices that only judge, behind those that train and sample."""
-    processes = jax.process_count()
+    processes = parallel.num_processes()
     first, count = max(config.mesh.num_devices // processes, config.rollout.devices), config.judge.devices // processes
     return sorted(jax.local_devices(), key=lambda device: device.id)[first : first + count]

@@ -163,7 +163,7 @@ def _validate_method(config: "TrainConfig") -> None:
     )
     for name in ("reward.shaping.overlong_max", "reward.shaping.overlong_cache"):
         _require(_field(config, name) >= -1, name, _field(config, name), "0 or more, or -1 for what the run samples")
-    punished = config.resolved.reward.shaping
+    punished = config.resolve().reward.shaping
     _require(
         punished.overlong_cache <= punished.overlong_max,
         "reward.shaping.overlong_cache",

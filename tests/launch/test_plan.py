@@ -225,6 +225,27 @@ def programs_of_evaluation(run, batch_size):
     return plan_evaluation.memory(dataclasses.replace(run, config=config), weights=1000.0)
 
 
+def test_one_devices_copy_of_the_policy_is_the_trainers_and_counted_once():
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(), updates_per_step=1, micro_batches=1)
+    planned = programs.describe(config, MODEL, open_topology("cpu:1"))
+    found = {program.name: program.memory for program in programs.rollout(planned)}
+    others = size_on_device(planned.state) - size_on_device(planned.params)
+    assert found["layout for decoding"].beside == others
+    weights = found["layout for decoding"].outputs
+    assert found["seating"].beside == others + size_on_device(planned.params) + weights
+    assert "parameters" not in found
+
+
+def test_a_runs_folder_is_read_as_the_model_that_it_trained(tmp_path):
+    """Its own config.json is the run's."""
+    run = tmp_path / "run"
+    (run / "checkpoints" / "1" / "state").mkdir(parents=True)
+    (run / "model").mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "model" / "config.json").write_text(json.dumps(SHAPE))
+    assert plan.read_model(str(run), "float32").hidden_size == SHAPE["hidden_size"]
+
+
 JUDGED = dataclasses.replace(
     CONFIG,
     mesh=MeshConfig(),

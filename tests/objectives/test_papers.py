@@ -220,7 +220,7 @@ def recipe(name):
     config = module.get_config()
     return module.change(
         dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_trace_length=LONGEST))
-    ).resolved
+    ).resolve()
 
 
 floats = st.floats(-1.0, 1.0, width=32)
@@ -327,9 +327,9 @@ def test_numbers_of_a_recipe_that_follow_from_lengths_follow_the_flags(flags, lo
     )
     dapo.validate()
     dr_grpo.validate()
-    shaping = dapo.resolved.reward.shaping
+    shaping = dapo.resolve().reward.shaping
     assert (shaping.overlong_max, shaping.overlong_cache) == (longest, longest // 5)
-    assert dr_grpo.resolved.loss.constant == longest
+    assert dr_grpo.resolve().loss.constant == longest
     lengths = jnp.array([longest - longest // 5, longest])
     punished = punishment(jnp.zeros((2, longest + 1)), jnp.arange(longest + 1) < lengths[:, None], shaping)
     np.testing.assert_allclose(punished, [0.0, -1.0])

@@ -2,12 +2,15 @@
 
 import functools
 import re
+import types
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nrt_jax import parallel
 from nrt_jax.errors import UserError
@@ -280,3 +283,12 @@ def test_configs_that_do_not_fit_their_mesh_are_refused(changes, message):
     config = TrainConfig(mesh=MeshConfig(data=2, fsdp=2), updates_per_step=2, **changes)
     with pytest.raises(UserError, match=re.escape(message)):
         config.validate()
+
+
+@given(processes=st.integers(1, 4), here=st.integers(1, 6), data=st.data())
+def test_devices_for_others_are_the_last_ones_of_each_process(processes, here, data):
+    each = data.draw(st.integers(0, here))
+    made = [types.SimpleNamespace(process_index=i // here, id=i) for i in range(processes * here)]
+    used, others = parallel.divide_devices(data.draw(st.permutations(made)), each * processes)
+    assert [device.id for device in used] == [i for i in range(processes * here) if i % here < here - each]
+    assert [device.id for device in others] == [i for i in range(processes * here) if i % here >= here - each]

@@ -67,6 +67,19 @@ WITH_HINTS = REASONING | {
     "reference.kind": "initial",
     "loss.kl-weight": 0.1,
 }
+#: Half of the devices of each process judge, what is done while the rest is sampled. (`tests.soak.hosts`)
+WITH_JUDGE = REASONING | {
+    "mesh.tensor": 1,
+    "mesh.decode-tensor": 1,
+    "rollout.max-rows": 4,
+    "reward.intrinsic": 0,
+    "reward.judge": 1,
+    "judge.devices": 4,
+    "judge.tensor": 2,
+    "judge.thoughts": 2,
+    "judge.max-thought-length": 8,
+    "judge.batch-size": 4,
+}
 TUNING = {
     "objective": "sft",
     "lora.rank": 2,

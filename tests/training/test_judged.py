@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+import time
 
 import jax
 import numpy as np
@@ -130,6 +131,18 @@ def test_a_judge_apart_judges_what_is_done_while_the_rest_is_sampled_and_nothing
     assert len(ahead) > 1 and not any(on_main for on_main, _ in ahead)
     assert is_main and rest == []
     assert sorted(response for _, part in ahead for response in part) == sorted(at_once)
+
+
+def test_a_step_that_fails_does_not_wait_for_parts_that_were_not_begun():
+    scorer, go, fetched = Scorer(CONFIG, None, [], None), threading.Event(), []
+    for i in range(2):
+        scorer.begin(np.arange(1), lambda i=i: (fetched.append(i), go.wait(), 1 / 0))
+    while not fetched:
+        time.sleep(0.01)
+    scorer.close()
+    go.set()
+    scorer._ahead.shutdown(wait=True)
+    assert fetched == [0]
 
 
 def test_a_judge_is_told_the_turns_before_a_question(sampled):

@@ -18,7 +18,7 @@ from nrt_jax.errors import UserError
 from nrt_jax.evaluation import summarise
 from nrt_jax.training import loop
 from nrt_jax.training.checkpoint import Checkpointer
-from nrt_jax.training.config import CheckpointConfig, TrainConfig
+from nrt_jax.training.config import CheckpointConfig, RewardConfig, TrainConfig
 from nrt_jax.training.metrics import read_metrics
 from nrt_jax.training.optimizer import make_optimizer
 from nrt_jax.training.setup import prepare
@@ -100,11 +100,15 @@ def test_the_report_says_what_the_folder_holds(finished):
 
 
 def test_a_run_computes_with_resolved_numbers_and_keeps_what_was_asked_for(config, tmp_path, monkeypatch):
+    """The most that a row samples is trace, delimiter and the longest answer that the data know."""
     asked, used = dataclasses.replace(config, loss=dataclasses.replace(config.loss, constant=0.0)), []
+    asked = dataclasses.replace(asked, reward=RewardConfig(intrinsic=0.0, verifiable=1.0))
     monkeypatch.setattr(loop, "_answers_before", lambda config, *_: used.append(config) or sys.exit())
     with pytest.raises(SystemExit):
         run(asked, tmp_path)
-    assert used == [asked.resolved] != [asked]
+    longest = prepare(asked).train.longest_answer
+    assert used == [asked.resolve(longest)] != [asked]
+    assert used[0].loss.constant == asked.rollout.max_trace_length + 1 + longest
     assert json.loads((tmp_path / "config.json").read_text())["loss"]["constant"] == 0
 
 
