@@ -30,7 +30,8 @@ ENVIRONMENT = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # JAX caches nothing that the second process compiles.
-    "XLA_FLAGS": "",
+    # The devices are made by the processes themselves.
+    "XLA_FLAGS": " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag),
 }
 SHARED = {
     "updates-per-step": 1,
