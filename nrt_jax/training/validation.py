@@ -22,8 +22,7 @@ def validate(config: "TrainConfig") -> None:
     _validate_reward(config)
     if config.hints.steps:
         _validate_hints(config)
-    if config.judge.devices:
-        _validate_judge(config)
+    _validate_judge(config)
     _require_finite(config)
     _validate_method(config)
     config.dpo.validate()
@@ -122,16 +121,16 @@ def _validate_hints(config: "TrainConfig") -> None:
 def _validate_judge(config: "TrainConfig") -> None:
     judge = config.judge
     _require(
-        config.reward.judge != 0 and judge.is_checkpoint,
+        judge.devices == 0 or (config.reward.judge != 0 and judge.is_checkpoint),
         "judge.devices",
         judge.devices,
         "0 unless --judge.model is a checkpoint and --reward.judge its weight",
     )
     _require(
-        judge.devices % judge.tensor == 0,
+        judge.devices % judge.tensor == 0 if judge.devices else judge.tensor == 1,
         "judge.tensor",
         judge.tensor,
-        f"a divisor of {judge.devices}, judge.devices",
+        f"a divisor of {judge.devices}, judge.devices" if judge.devices else "1 without --judge.devices of its own",
     )
 
 

@@ -224,6 +224,7 @@ def test_a_runs_judge_is_asked_as_it_was_trained_but_for_what_the_user_says(tmp_
         ({"judge": dataclasses.replace(JUDGE, model="no/such/folder")}, "no/such/folder"),
         ({"judge": dataclasses.replace(JUDGE, devices=2)}, "judge.devices: 2 cannot work; expected 0 unless"),
         ({"judge": dataclasses.replace(JUDGE, model="tiny", devices=3, tensor=2)}, "judge.tensor: 2 .* divisor of 3"),
+        ({"judge": dataclasses.replace(JUDGE, model="tiny", tensor=2)}, "judge.tensor: 2 .* 1 without --judge.devices"),
         (
             {"judge": dataclasses.replace(JUDGE, model="tiny", devices=99)},
             "rollout.devices: 1 cannot work; expected at most 0, the devices of this process less 99 for others",
