@@ -3,7 +3,7 @@
 from nrt_jax.parallel.devices import use_devices
 from nrt_jax.parallel.distributed import DistributedConfig, first, num_processes, share, start
 from nrt_jax.parallel.exchange import fetch, fetch_alike, gather_rows, pad_alike, put
-from nrt_jax.parallel.mesh import Layout, MeshConfig, divide_devices
+from nrt_jax.parallel.mesh import Layout, MeshConfig
 from nrt_jax.parallel.rules import (
     beside,
     constrain,
@@ -23,7 +23,6 @@ __all__ = [
     "beside",
     "constrain",
     "constrain_tree",
-    "divide_devices",
     "ends_together",
     "fetch",
     "fetch_alike",

@@ -168,17 +168,16 @@ def _devices_of_all(config: MeshConfig, field: str, product: str, spare: int) ->
             f"{field}.decode_tensor: {config.replica_size} cannot work; expected a divisor of {here}, the devices of "
             "each process, within which a copy of the policy samples"
         )
-    return divide_devices(jax.devices(), spare)[0]
+    return without_spare(jax.devices(), spare)
 
 
-def divide_devices(devices: Sequence[jax.Device], spare: int) -> tuple[list[jax.Device], list[jax.Device]]:
-    """Devices in the order of their processes, and the last ones of each process, `spare` in all, apart from them."""
+def without_spare(devices: Sequence[jax.Device], spare: int) -> list[jax.Device]:
+    """Devices in the order of their processes, without the last ones of each process, `spare` in all."""
     of_process: dict[int, list[jax.Device]] = {}
     for device in sorted(devices, key=lambda device: (device.process_index, device.id)):
         of_process.setdefault(device.process_index, []).append(device)
-    here = {process: len(found) - spare // len(of_process) for process, found in of_process.items()}
-    used = [device for process, found in of_process.items() for device in found[: here[process]]]
-    return used, [device for process, found in of_process.items() for device in found[here[process] :]]
+    each = spare // len(of_process)
+    return [device for found in of_process.values() for device in found[: len(found) - each]]
 
 
 def _of_replica(devices: np.ndarray, leaves: list[jax.Array], shards: list[dict]) -> list[jax.Array]:

@@ -141,8 +141,10 @@ def describe(config: TrainConfig, model_config: ModelConfig, topology: Topology)
     if config.hints.steps:
         raise UserError(f"hints.steps: {config.hints.steps} is not planned; expected 0, and room for the longest chain")
     check_shares(config, topology.num_processes)
-    layout = Layout.of(config.mesh, devices=parallel.divide_devices(topology.devices, config.judge.devices)[0])
-    if layout and any(len({device.process_index for device in row.flat}) > 1 for row in layout.decode.devices):
+    # A run leaves the last devices of each host to the judge; libtpu compiles for the first ones of a slice alone.
+    used = max(len(topology.devices) - config.judge.devices, 0)
+    layout = Layout.of(config.mesh, devices=topology.devices[:used])
+    if layout and (used // topology.num_processes) % config.mesh.replica_size:
         raise UserError(
             f"mesh.decode_tensor: {config.mesh.replica_size} devices are on several hosts of {topology.name}; expected "
             "a divisor of a host's number of devices"

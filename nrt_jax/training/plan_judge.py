@@ -11,7 +11,7 @@ from nrt_jax.data.batch import Prompts
 from nrt_jax.data.encode import bucket
 from nrt_jax.data.formats import TraceFormat
 from nrt_jax.models import Model, ModelConfig, Params
-from nrt_jax.parallel import Layout, MeshConfig, beside, divide_devices
+from nrt_jax.parallel import Layout, MeshConfig, beside
 from nrt_jax.rewards import judge as rewards
 from nrt_jax.training import plan
 from nrt_jax.training.plan import Run
@@ -58,7 +58,7 @@ def describe(run: Run, model_config: ModelConfig | None) -> JudgePlan:
     layout, size = run.layout, mesh.replica_size
     if config.devices:
         size, num_replicas = config.tensor, config.devices // config.tensor
-        own = divide_devices(run.topology.devices, config.devices)[1]
+        own = run.topology.devices[-config.devices :]
         layout = Layout.of(MeshConfig(data=num_replicas, tensor=size), field="judge", devices=own)
     devices = np.array(run.topology.part(size))
     if layout is None:

@@ -17,6 +17,7 @@ from nrt_jax.errors import UserError
 from nrt_jax.models import KVCache, Model, ModelConfig, attention, backends
 from nrt_jax.objectives import AdvantageConfig, NRTLossConfig
 from nrt_jax.parallel import Layout, MeshConfig
+from nrt_jax.parallel.mesh import without_spare
 from nrt_jax.rollout import engine
 from nrt_jax.training import reference
 from nrt_jax.training.checkpoint import Checkpointer
@@ -289,6 +290,5 @@ def test_configs_that_do_not_fit_their_mesh_are_refused(changes, message):
 def test_devices_for_others_are_the_last_ones_of_each_process(processes, here, data):
     each = data.draw(st.integers(0, here))
     made = [types.SimpleNamespace(process_index=i // here, id=i) for i in range(processes * here)]
-    used, others = parallel.divide_devices(data.draw(st.permutations(made)), each * processes)
+    used = without_spare(data.draw(st.permutations(made)), each * processes)
     assert [device.id for device in used] == [i for i in range(processes * here) if i % here < here - each]
-    assert [device.id for device in others] == [i for i in range(processes * here) if i % here >= here - each]
