@@ -174,7 +174,8 @@ def advice(too_large: list[str], config: PlanConfig, limit: float) -> str:
     if "evaluation" in too_large:
         mend.append(f"lower --evaluation.batch-size ({config.evaluation.batch_size})")
     if of_judge:
-        mend.append(f"lower --judge.batch-size ({config.judge.batch_size}), or --judge.devices of its own")
+        apart = "" if config.judge.devices else ", or --judge.devices of its own"
+        mend.append(f"lower --judge.batch-size ({config.judge.batch_size}){apart}")
     if any(name not in (*others, *of_judge) for name in too_large):
         rows = config.rollout.max_rows or config.rollout.prompts * config.rollout.group_size
         mend.append(f"lower --rollout.max-rows ({rows}), --rollout.cache-dtype int8, raise --mesh.decode-tensor")

@@ -176,13 +176,13 @@ class Judge:
     def _rules(self) -> Rules:
         return Rules(self.encoder, VerifierConfig("verdict"))
 
-    @property
-    def _max_new_tokens(self) -> int:
-        return self.config.max_thought_length + 1 + self._verdicts[0].shape[1]
+    @functools.cached_property
+    def _sampling(self) -> SamplingConfig:
+        return sampling_of(self.config, self.encoder.format, self._verdicts[0].shape[1])
 
     @property
     def _longest_prompt(self) -> int:
-        return self.model.config.max_position_embeddings - self._max_new_tokens
+        return self.model.config.max_position_embeddings - self._sampling.max_new_tokens
 
     def _nothing(self) -> Judgement:
         n = self.config.thoughts
@@ -190,21 +190,19 @@ class Judge:
 
     def _judge(self, rows: Sequence[Encoded]) -> list[Judgement]:
         """Judges rows of one room, at most a batch of them."""
-        config, trace_format = self.config, self.encoder.format
+        config, delimiter = self.config, self.encoder.format.delimiter
         quarter = -(-config.batch_size // 4)
         size = quarter if len(rows) <= quarter else config.batch_size  # Two sizes: each is a program.
         padded = [*rows, *[rows[-1]] * (size - len(rows))]
         tokens, mask = pad([row.prompt for row in padded])
         more = ((0, 0), (0, room(mask.sum(-1).max()) - mask.shape[1]))
         tokens, mask = np.pad(tokens, more), np.pad(mask, more)
-        sampling = sampling_of(config, trace_format, self._verdicts[0].shape[1])
-        delimiter = trace_format.delimiter
         copies = [self.params] if isinstance(self.params, Mapping) else list(self.params)
         with parallel.on(copies[0]):
             contents = np.array([_hash(row.prompt) for row in padded], np.uint32)
             keys = _keys(jax.random.key(config.seed), contents, config.thoughts)
         done: dict[int, Judgement] = {}
-        for part in engine.stream(self.model, copies, Prompts(tokens=tokens, mask=mask), keys, sampling):
+        for part in engine.stream(self.model, copies, Prompts(tokens=tokens, mask=mask), keys, self._sampling):
             with parallel.on(part.params):
                 limit = np.int32(config.max_thought_length)
                 found = read(part.params, part.rollout, *self._verdicts, np.int32(delimiter), limit, model=self.model)
